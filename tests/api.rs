@@ -1,4 +1,4 @@
-//! `cowl serve` answers Docker's clients: the real `docker` command, and requests as written here.
+//! `cowl serve` answers Docker's clients: the real `docker` command, and raw requests.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
@@ -12,7 +12,7 @@ use cowl_tests::server::Server;
 use cowl_tests::store::Store;
 use rustix::process::Signal;
 
-/// A docker archive of an image that another program made.
+/// A docker archive of an image, written by another program.
 fn saved_image() -> std::path::PathBuf {
     let archive = directory().join("saved.tar");
     let content = directory().join("content");
@@ -33,7 +33,7 @@ fn docker_manages_images() {
         server.ok(["load", "-i", archive]),
         "Loaded image: saved:1\n"
     );
-    // The other door shows the same.
+    // `cowl` shows the same.
     assert_eq!(
         server.ok(["images", "-q", "--no-trunc"]),
         store.ok(["images", "-q", "--no-trunc"])
@@ -41,7 +41,7 @@ fn docker_manages_images() {
     let history = server.ok(["history", "saved:1"]);
     assert_eq!(history.lines().count(), 2, "{history}");
 
-    // What goes out through one door is what goes out through the other, and comes in again.
+    // Both clients save the same archive, and it loads again.
     let (here, there) = (directory().join("here.tar"), directory().join("there.tar"));
     server.ok(["save", "-o", here.to_str().unwrap(), "saved:1"]);
     store.ok(["save", "-o", there.to_str().unwrap(), "saved:1"]);
@@ -61,7 +61,7 @@ fn docker_manages_images() {
     assert!(store.ok(["images", "--no-trunc"]).contains(id.trim()));
 
     let layer = server.ok(["inspect", "-f", "{{index .RootFS.Layers 0}}", "plain:2"]);
-    // An archive that cannot be made is an error of the request, not an answer that breaks off.
+    // An archive that cannot be written is an error of the request, not a truncated reply.
     let recipe = layer.trim().strip_prefix("sha256:").unwrap();
     let recipe = store.root().join("layers").join(recipe).join("recipe-v2");
     shell(
@@ -174,7 +174,7 @@ fn versions_and_unknown_pages_are_answered_as_docker_does() {
     });
 }
 
-/// A client that goes away in the middle of an upload leaves no half image.
+/// A client that disconnects during an upload leaves no partial image.
 #[test]
 fn import_of_a_cut_off_upload_keeps_nothing() {
     root(|| {
@@ -210,7 +210,7 @@ fn import_of_a_cut_off_upload_keeps_nothing() {
     });
 }
 
-/// Python reads the messages; `docker` itself asks for none where it does not write to a terminal.
+/// Python reads the messages: `docker` requests none if its output is not a terminal.
 #[test]
 fn the_api_sends_dockers_progress_of_a_load() {
     root(|| {
@@ -245,10 +245,10 @@ assert load('1') == [last]";
     });
 }
 
-/// An image that an index names and that is not there is told of, before what was loaded; also
-/// where progress is not asked for.
+/// An image that the index names but the archive lacks is reported before the loaded images, even
+/// if no progress is requested.
 #[test]
-fn the_api_tells_what_a_load_leaves_out() {
+fn load_over_the_api_reports_what_it_leaves_out() {
     root(|| {
         let layout = directory().join("layout");
         let base = cowl_tests::busybox::layers().join("base.tar");
@@ -347,7 +347,7 @@ fn docker_load_reads_standard_input() {
     });
 }
 
-/// What a create asks of networks is done or refused, not dropped.
+/// Network settings of a create request are applied or refused, never ignored.
 #[test]
 fn create_refuses_endpoints_by_their_names() {
     root(|| {
@@ -379,7 +379,7 @@ fn create_refuses_endpoints_by_their_names() {
 
 /// The limits of the host, as its own files show them.
 #[test]
-fn docker_info_tells_what_the_host_can_do() {
+fn docker_info_reports_what_the_host_supports() {
     root(|| {
         let server = Server::start(&Store::new("store"));
         let exists = |path: &str| std::path::Path::new(path).exists();
@@ -400,8 +400,8 @@ fn docker_info_tells_what_the_host_can_do() {
     });
 }
 
-/// What is created through one door is seen, renamed and removed through the other.
-fn docker_manages_containers_at_rest() {
+/// What one client creates, the other sees, renames and removes.
+fn docker_manages_stopped_containers() {
     let store = shop("store");
     let server = Server::start(&store);
     let created = server.ok([
@@ -447,7 +447,7 @@ fn docker_manages_containers_at_rest() {
         .run(["ps", "-a", "--filter", "nonsense=1"])
         .refused(1);
     assert!(filter.contains("invalid filter 'nonsense'"), "{filter}");
-    // A wait answers at once for a container at rest.
+    // A wait for a stopped container returns at once.
     let waited = server.request(&format!("POST /v1.51/containers/{id}/wait"), "");
     assert!(waited.contains("{\"StatusCode\":0}"), "{waited}");
     assert_eq!(server.ok(["rm", "two"]), "two\n");
@@ -458,13 +458,13 @@ fn docker_manages_containers_at_rest() {
 }
 
 #[test]
-fn docker_manages_containers_at_rest_as_root() {
-    root(|| docker_manages_containers_at_rest());
+fn docker_manages_stopped_containers_as_root() {
+    root(|| docker_manages_stopped_containers());
 }
 
 #[test]
-fn docker_manages_containers_at_rest_as_user() {
-    user(|| docker_manages_containers_at_rest());
+fn docker_manages_stopped_containers_as_user() {
+    user(|| docker_manages_stopped_containers());
 }
 
 /// `docker wait`, `diff` and `commit` of a container that `cowl run` left.

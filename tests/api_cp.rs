@@ -1,5 +1,5 @@
-//! `docker cp` over `cowl serve`: files into and out of containers, whatever a container or a tar
-//! has in it.
+//! `docker cp` over `cowl serve`: copies into and out of containers, also of hostile containers and
+//! tars.
 
 use std::fs::File;
 use std::process::Stdio;
@@ -10,7 +10,7 @@ use cowl_tests::profile::{directory, root, user};
 use cowl_tests::server::Server;
 use cowl_tests::tree::{assert_same, read};
 
-/// A directory with what a tar can say of files.
+/// A directory with everything that a tar can record.
 const TREE: &str = "mkdir -p tree/below/deep && cd tree && echo one > file && chmod 640 file && ln file below/hard \
     && ln -s ../file below/link && ln -s /nowhere dangling && head -c 100000 /dev/urandom > below/large \
     && chmod 4755 below/large && chmod 1777 below/deep && : > \"$(printf %0150d 7)\" \
@@ -30,7 +30,7 @@ fn docker_cp_copies_trees_both_ways() {
         server.ok(["cp", "-a", &path("tree"), &format!("{name}:/in")]);
         server.ok(["cp", "-a", &format!("{name}:/in"), &path(name)]);
         assert_same(&expected, &read(&here.join(name)), name);
-        // The content of a directory, into one that is there.
+        // A directory's contents into an existing directory.
         server.ok([
             "cp",
             &format!("{}/.", path("tree")),
@@ -51,7 +51,7 @@ fn docker_cp_copies_trees_both_ways() {
     ]);
     assert_eq!(inside, "one\n4755\n");
     server.ok(["rm", "-f", "runs"]);
-    // What was copied is there when the other one runs, and cp has left it startable.
+    // The copied files are there when the other container runs: cp has left it startable.
     server.ok(["start", "rests"]);
     assert_eq!(server.ok(["wait", "rests"]), "0\n");
     let changes = server.ok(["diff", "rests"]);
@@ -68,7 +68,7 @@ fn docker_cp_copies_trees_both_ways_as_user() {
     user(|| docker_cp_copies_trees_both_ways());
 }
 
-/// What GNU tar says of what `docker cp SOURCE -` gives.
+/// GNU tar's listing of the output of `docker cp SOURCE -`.
 #[track_caller]
 fn tar_of(server: &Server, source: &str, options: &[&str]) -> String {
     let archive = directory().join("out.tar");
@@ -106,9 +106,8 @@ fn docker_cp_reaches_volumes_and_not_proc() {
     });
 }
 
-/// dockerd mounts the volumes and directories of a container that does not run for a copy; what it
-/// was asked to have read-only stays so.
-fn docker_cp_reaches_the_mounts_of_a_container_at_rest() {
+/// dockerd mounts a stopped container's volumes and bind mounts for a copy; read-only ones stay so.
+fn docker_cp_reaches_the_mounts_of_a_stopped_container() {
     let store = shop("store");
     let server = Server::start(&store);
     let place = directory();
@@ -149,7 +148,7 @@ fn docker_cp_reaches_the_mounts_of_a_container_at_rest() {
             assert!(refused.contains(why), "{refused}");
         }
     }
-    // Nothing of it is the container's own, but for the directories that are mounted on.
+    // Nothing was written to the container's own root, except for mount points.
     let changed = store.ok(["diff", "web"]);
     assert!(
         !changed.contains("own") && !changed.contains("there"),
@@ -164,13 +163,13 @@ fn docker_cp_reaches_the_mounts_of_a_container_at_rest() {
 }
 
 #[test]
-fn docker_cp_reaches_the_mounts_of_a_container_at_rest_as_root() {
-    root(|| docker_cp_reaches_the_mounts_of_a_container_at_rest());
+fn docker_cp_reaches_the_mounts_of_a_stopped_container_as_root() {
+    root(|| docker_cp_reaches_the_mounts_of_a_stopped_container());
 }
 
 #[test]
-fn docker_cp_reaches_the_mounts_of_a_container_at_rest_as_user() {
-    user(|| docker_cp_reaches_the_mounts_of_a_container_at_rest());
+fn docker_cp_reaches_the_mounts_of_a_stopped_container_as_user() {
+    user(|| docker_cp_reaches_the_mounts_of_a_stopped_container());
 }
 
 #[test]
@@ -246,7 +245,7 @@ fn docker_cp_stays_inside_the_container() {
         std::fs::write(&file, "x").unwrap();
         server.ok(["cp", file.to_str().unwrap(), "web:/tmp/away/put"]);
         server.ok(["exec", "web", "test", "-f", &format!("{outside}/put")]);
-        // An archive that makes a link and then goes through it, and one that goes up.
+        // An archive that creates a link and writes through it, and one with `..`.
         let archive = directory().join("hostile.tar");
         let pack = |make: &str, transform: &str| {
             let source = directory().join("source");

@@ -1,5 +1,5 @@
-//! Programs beside a container's own and what it has written, through `cowl serve`: `docker exec`
-//! and `docker logs`, and requests as written here where the command can't ask for it.
+//! Further programs in a container, and its output, through `cowl serve`: `docker exec` and `docker
+//! logs`, and raw requests for what the command cannot do.
 
 use std::io::{Read as _, Write as _};
 use std::process::Stdio;
@@ -9,7 +9,7 @@ use cowl_tests::profile::root;
 use cowl_tests::pty::InTerminal;
 use cowl_tests::server::{Server, frame, status, streams, until};
 
-fn docker_exec_runs_programs_beside() {
+fn docker_exec_runs_further_programs() {
     let store = shop("store");
     let server = Server::start(&store);
     server.ok(["run", "-di", "--name", "web", "-e", "OWN=1", "shop", "cat"]);
@@ -55,8 +55,8 @@ fn docker_exec_runs_programs_beside() {
 }
 
 #[test]
-fn docker_exec_runs_programs_beside_as_root() {
-    root(|| docker_exec_runs_programs_beside());
+fn docker_exec_runs_further_programs_as_root() {
+    root(|| docker_exec_runs_further_programs());
 }
 
 #[test]
@@ -153,7 +153,7 @@ fn exec_is_refused_as_dockerd_does() {
     });
 }
 
-/// dockerd hijacks the connection of a client that asks for no upgrade, too.
+/// dockerd hijacks the connection even if the client asks for no upgrade.
 #[test]
 fn attach_and_exec_start_without_an_upgrade_get_a_200_and_raw_bytes() {
     root(|| {
@@ -168,7 +168,7 @@ fn attach_and_exec_start_without_an_upgrade_get_a_200_and_raw_bytes() {
             assert!(!head.contains("transfer-encoding"), "{head}");
             assert!(!head.contains("content-length"), "{head}");
         };
-        // The exec's input comes behind the request's body, in one write with it.
+        // The exec's input follows the request's body in the same write.
         let asked = "{\"Cmd\": [\"cat\"], \"AttachStdin\": true, \"AttachStdout\": true}";
         let exec = server.create_exec("web", asked);
         let start = format!("POST /v1.51/exec/{exec}/start");
@@ -187,7 +187,7 @@ fn attach_and_exec_start_without_an_upgrade_get_a_200_and_raw_bytes() {
     });
 }
 
-/// A client that resizes right behind the 101 is faster than the start.
+/// A client that resizes right after the 101 may be faster than the start.
 #[test]
 fn resize_waits_for_the_start_of_an_exec() {
     root(|| {
@@ -216,7 +216,7 @@ fn resize_waits_for_the_start_of_an_exec() {
 }
 
 #[test]
-fn docker_logs_gives_what_cowl_logs_does() {
+fn docker_logs_prints_what_cowl_logs_prints() {
     root(|| {
         let store = shop("store");
         let server = Server::start(&store);
@@ -254,7 +254,7 @@ fn docker_logs_gives_what_cowl_logs_does() {
             .unwrap();
         gone.kill().unwrap();
         gone.wait().unwrap();
-        // What came before, and what comes.
+        // Earlier output, and new output.
         let mut client = server.hijack("web/attach?logs=1&stream=1&stdin=1&stdout=1");
         assert_eq!(frame(&mut client), (1, b"one\n".to_vec()));
         client.write_all(b"word\n").unwrap();
@@ -304,8 +304,8 @@ fn docker_top_shows_the_hosts_ps_of_the_container() {
         let stopped = server.run(["top", "web"]).refused(1);
         assert!(stopped.contains("is not running"), "{stopped}");
         server.ok(["start", "web"]);
-        // Once it answers it has its arguments: exec(2) gives them to it after it has closed what
-        // tells the monitor that it runs.
+        // Once it answers, its arguments are visible: exec(2) sets them after it has closed the
+        // pipe that tells the monitor of the start.
         let mut client = server.hijack("web/attach?stream=1&stdin=1&stdout=1");
         client.write_all(b"here\n").unwrap();
         assert_eq!(frame(&mut client), (1, b"here\n".to_vec()));

@@ -1,5 +1,5 @@
-//! `cowl serve` killed in the middle of what it does for a client: containers run on, nothing is
-//! half done, and another server goes on.
+//! `cowl serve` killed while it serves a client: containers keep running, nothing is left half
+//! done, and another server can continue.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -19,8 +19,7 @@ fn another(server: Server, store: &Store) -> Server {
     Server::start(store)
 }
 
-/// What is left to read of a connection, which has ended; by a reset if its server had not read
-/// all.
+/// The rest of a connection that has ended, by a reset if its server had not read everything.
 fn rest(mut client: UnixStream) -> String {
     let mut rest = String::new();
     match client.read_to_string(&mut rest) {
@@ -30,7 +29,7 @@ fn rest(mut client: UnixStream) -> String {
     rest
 }
 
-fn attach_goes_on() {
+fn attach_continues_over_another_server() {
     let store = shop("store");
     let server = Server::start(&store);
     let script = "while read -r line; do echo got $line; done; exit 6";
@@ -50,18 +49,18 @@ fn attach_goes_on() {
 }
 
 #[test]
-fn attach_goes_on_as_root() {
-    root(|| attach_goes_on());
+fn attach_continues_over_another_server_as_root() {
+    root(|| attach_continues_over_another_server());
 }
 
 #[test]
-fn attach_goes_on_as_user() {
-    user(|| attach_goes_on());
+fn attach_continues_over_another_server_as_user() {
+    user(|| attach_continues_over_another_server());
 }
 
-/// Nothing of an exec is in the server: what it is to be, whether it runs, and how it ended.
+/// The server holds no state of an exec: neither its configuration nor its phase nor its exit code.
 #[test]
-fn exec_goes_on_in_each_of_its_phases() {
+fn exec_continues_over_another_server_in_each_phase() {
     root(|| {
         let store = shop("store");
         let server = Server::start(&store);
@@ -96,7 +95,7 @@ fn exec_goes_on_in_each_of_its_phases() {
         assert!(status(&twice).contains("409"), "{twice}");
         store.ok(["exec", "web", "touch", "/go"]);
         until(|| inspect(&server, &running).contains("\"ExitCode\":4"));
-        // That which was only created is started by the other server.
+        // The other server starts the exec that was only created.
         let told = inspect(&server, &created);
         assert!(
             told.contains("\"Running\":false,\"ExitCode\":null"),
@@ -106,7 +105,7 @@ fn exec_goes_on_in_each_of_its_phases() {
         assert_eq!(streams(client), ["", "out\n", ""]);
         assert!(inspect(&server, &created).contains("\"ExitCode\":4"));
 
-        // The codes are there when the container has ended, too.
+        // The codes are also kept after the container's end.
         let lost = server.create_exec("web", "{\"Cmd\": [\"cat\"]}");
         let begun = server.request(&start(&lost), "{\"Detach\": true}");
         assert!(status(&begun).contains("200"), "{begun}");
@@ -116,7 +115,7 @@ fn exec_goes_on_in_each_of_its_phases() {
             let told = inspect(&server, exec);
             assert!(told.contains(&format!("\"ExitCode\":{code},")), "{told}");
         }
-        // And gone when it runs anew.
+        // And dropped at its next start.
         server.ok(["start", "web"]);
         let gone = server.request(&format!("GET /v1.51/exec/{running}/json"), "");
         assert!(status(&gone).contains("404"), "{gone}");
@@ -158,7 +157,7 @@ fn logs_follow_again_from_the_first_line() {
 }
 
 #[test]
-fn wait_is_cut_without_a_code_and_another_gives_it() {
+fn wait_is_cut_off_and_another_server_gives_the_code() {
     root(|| {
         let store = shop("store");
         let server = Server::start(&store);
@@ -197,7 +196,7 @@ fn wait_is_cut_without_a_code_and_another_gives_it() {
     });
 }
 
-/// Its monitor would have had the container removed: the server does it for a client that waits.
+/// The killed monitor would have run the removal: the server does it for a waiting client.
 #[test]
 fn run_rm_ends_when_the_monitor_is_killed() {
     root(|| {
@@ -217,9 +216,9 @@ fn run_rm_ends_when_the_monitor_is_killed() {
     });
 }
 
-/// Half an upload leaves no image, and what it leaves else is no obstacle.
+/// A partial upload leaves no image, and its remains do not prevent a new load.
 #[test]
-fn load_leaves_nothing_and_is_done_again() {
+fn load_that_is_cut_off_leaves_nothing_and_can_be_repeated() {
     root(|| {
         let store = Store::new("store");
         let server = Server::start(&store);
@@ -231,7 +230,7 @@ fn load_leaves_nothing_and_is_done_again() {
             "POST /v1.51/images/load HTTP/1.1\r\nHost: x\r\n{length}\r\n"
         )
         .unwrap();
-        // Most of it is in the store's hands when the pipes between are full.
+        // When the pipes are full, the store has read most of it.
         client.write_all(&archive[..archive.len() * 3 / 4]).unwrap();
         let server = another(server, &store);
         assert!(!rest(client).contains("Loaded image"));
@@ -247,9 +246,9 @@ fn load_leaves_nothing_and_is_done_again() {
     });
 }
 
-/// The ends of containers come as fast as they can while servers come and go.
+/// Containers end as fast as possible while servers are killed and started.
 #[test]
-fn runs_are_whole_while_servers_are_killed() {
+fn runs_complete_while_servers_are_killed() {
     root(|| {
         let store = shop("store");
         let mut server = Server::start(&store);

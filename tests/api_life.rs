@@ -1,5 +1,5 @@
-//! A container's whole life through `cowl serve`: the real `docker` command, and requests as
-//! written here where the command can't ask for it.
+//! A container's whole life cycle through `cowl serve`: the real `docker` command, and raw requests
+//! for what the command cannot do.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -33,13 +33,13 @@ fn docker_run_gives_the_output_and_exit_code() {
         (both.stdout.as_str(), both.stderr.as_str()),
         ("out\n", "err\n")
     );
-    // The end of the input is passed on, and what is written after it still comes.
+    // The end of input is passed on, and later output still arrives.
     let counted = server.with_input(
         &vec![b'x'; 300_000],
         &["run", "--rm", "-i", "shop", "wc", "-c"],
     );
     assert_eq!(counted.stdout, b"300000\n");
-    // Not a byte of a container that writes at once and ends is lost.
+    // No byte is lost of a container that writes and ends at once.
     let long = server.ok(["run", "--rm", "shop", "seq", "1", "100000"]);
     assert!(
         long.lines()
@@ -92,7 +92,7 @@ fn docker_run_it_has_a_terminal_and_detaches_by_its_keys() {
         terminal.expect("42 again\r\n");
         terminal.send(b"exit 5\n");
         assert_eq!(terminal.end().0, Some(5));
-        // The same terminal once more.
+        // Attach to the same terminal again.
         let mut docker = server.docker(["start", "-ai", "it"]);
         let mut terminal = InTerminal::start(&mut docker, 20, 60);
         terminal.send(b"exit 4\n");
@@ -137,7 +137,7 @@ fn verbs_answer_with_dockers_codes_and_texts() {
     );
     refused("web/pause", "409", &stopped);
     refused("web/resize?h=1&w=1", "409", &stopped);
-    // Before it has set its trap, it would not hear the signal.
+    // The signal must not come before the trap is set.
     let ready = |times: usize| until(|| store.ok(["logs", "web"]).lines().count() == times);
     done("web/stop", "304");
     done("web/start", "204");
@@ -188,7 +188,7 @@ fn verbs_answer_with_dockers_codes_and_texts() {
     assert_eq!(code, "137\n");
 }
 
-/// The program ends before the one that stops it has asked for its end.
+/// The program ends before the stop sends its signal.
 #[test]
 fn restart_starts_a_container_that_ends_at_once() {
     root(|| {
@@ -247,7 +247,7 @@ fn a_killed_server_leaves_containers_running() {
         assert_eq!(server.end(Signal::KILL), None);
         let server = Server::start(&store);
         assert_eq!(server.ok(["ps", "--format", "{{.Names}}"]), "web\n");
-        // Its end is the end of the program's: the output comes, and then the exit code.
+        // The stream ends with the program: first the output, then the exit code.
         let mut client = server.hijack("web/attach?stream=1&stdin=1&stdout=1&stderr=1");
         client.write_all(b"word\n").unwrap();
         assert_eq!(frame(&mut client), (1, b"got word\n".to_vec()));
@@ -283,7 +283,8 @@ fn the_server_keeps_no_zombies() {
     });
 }
 
-/// All clients that attached before the start get every byte, whichever door starts it.
+/// All clients that attached before the start get every byte, whichever client starts the
+/// container.
 #[test]
 fn a_start_serves_the_clients_that_attached_before() {
     root(|| {
@@ -308,7 +309,7 @@ fn a_start_serves_the_clients_that_attached_before() {
     });
 }
 
-/// A client that is gone is noticed without any output, and what it held is freed.
+/// A disconnected client is noticed without any output, and its resources are freed.
 #[test]
 fn attach_of_a_killed_client_is_freed() {
     root(|| {

@@ -1,5 +1,5 @@
-//! A hundred clients of one `cowl serve` at once, each over connections of its own: all are
-//! answered, nothing is lost and nobody waits for ever.
+//! A hundred concurrent clients of one `cowl serve`, each over connections of its own: all are
+//! answered, nothing is lost and none blocks for ever.
 
 use std::io::{Read as _, Write as _};
 use std::sync::Barrier;
@@ -45,7 +45,7 @@ fn lines_from(number: usize) -> String {
     lines.collect::<Vec<_>>().join("\n") + "\n"
 }
 
-/// A program in the container of all.
+/// Runs a program in the shared container.
 fn exec(server: &Server, number: usize) {
     let script = format!("seq {number} 1000; exit {number}");
     let body = format!("{{\"Cmd\": [\"sh\", \"-c\", \"{script}\"], \"AttachStdout\": true}}");
@@ -66,7 +66,7 @@ fn a_hundred_clients_at_once_are_all_served() {
         let server = Server::start(&store);
         server.ok(["run", "-di", "--name", "web", "shop", "cat"]);
         let before = server.descriptors();
-        // Those that stay until the container of all ends have begun when this is passed.
+        // Clients that stay until the shared container ends have started when this is passed.
         let begun = Barrier::new(3 * EACH + 1);
         std::thread::scope(|scope| {
             let (server, begun) = (&server, &begun);
@@ -121,7 +121,7 @@ fn a_hundred_clients_at_once_are_all_served() {
             ];
             store.ok(events).lines().count()
         };
-        // The end of the container of all is told by a command that its monitor runs.
+        // A command run by the monitor writes the event of the shared container's end.
         until(|| told("die") > EACH);
         assert_eq!(
             (told("create"), told("die"), told("destroy")),

@@ -6,7 +6,7 @@ use cowl_tests::command::{docker_py, fixture, program, run};
 use cowl_tests::profile::{root, user};
 use cowl_tests::server::Server;
 
-/// Runs the tests of a class of a script; as many as are expected must have passed.
+/// Runs the tests of one class of a script; exactly `expected` must pass.
 #[track_caller]
 fn passes(script: &str, class: &str, tests: usize) {
     let library = docker_py();

@@ -1,5 +1,5 @@
-//! `docker run --rm` and clients that attach or wait, where another command, an upgrade or a
-//! restart comes between.
+//! `docker run --rm` and clients that attach or wait, interrupted by another command, an upgrade or
+//! a restart.
 
 use std::process::Command;
 
@@ -10,9 +10,9 @@ use cowl_tests::server::{Server, status, streams, until};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Signal, kill_process};
 
-/// The server sleeps while the container ends and is removed, so that it sees neither.
+/// The server is stopped while the container ends and is removed, so that it sees neither.
 #[test]
-fn wait_removed_gives_the_code_of_a_container_that_went_between_two_looks() {
+fn wait_removed_gives_the_code_of_a_container_removed_between_two_checks() {
     root(|| {
         let store = shop("store");
         let server = Server::start(&store);
@@ -39,7 +39,7 @@ fn wait_removed_gives_the_code_of_a_container_that_went_between_two_looks() {
     });
 }
 
-/// What removes a container at its end is the program that is there then.
+/// At the end the container is removed by the program file that is installed then.
 #[test]
 fn run_rm_removes_after_the_servers_program_was_replaced() {
     root(|| {
@@ -55,7 +55,7 @@ fn run_rm_removes_after_the_servers_program_was_replaced() {
     });
 }
 
-/// A process that was forked beside a creation holds its lock for a moment.
+/// A process forked during a creation holds its lock for a moment.
 #[test]
 fn attach_waits_for_the_start_of_a_container_whose_lock_is_held() {
     root(|| {
@@ -73,7 +73,7 @@ fn attach_waits_for_the_start_of_a_container_whose_lock_is_held() {
     });
 }
 
-/// Each run ends with another code, when the test lets it.
+/// Each run ends with another code, when the test allows it.
 #[test]
 fn wait_next_exit_does_not_take_the_end_before_a_restart() {
     root(|| {
@@ -98,7 +98,7 @@ fn wait_next_exit_does_not_take_the_end_before_a_restart() {
         };
         let mut code = 1;
         end(code);
-        // Until a wait has begun between an end and a restart, which are twice as far apart each
+        // Repeat until a wait has started between an end and its restart; the delay doubles each
         // time.
         loop {
             until(|| is_between(code) || has_restarted(code));

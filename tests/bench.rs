@@ -1,5 +1,5 @@
-//! `cowl bench` fills its tables on real mounts, counts as the kernel's protocol says, and leaves
-//! nothing.
+//! `cowl bench` fills its tables on real mounts, counts requests correctly, and leaves nothing
+//! behind.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -88,7 +88,7 @@ fn bench_times_each_row_on_each_system() {
         for cell in &row[2..] {
             let (ratio, range) = cell.split_once(' ').unwrap();
             assert!(ratio.parse::<f64>().unwrap() > 0.0, "{row:?}");
-            // One round: lowest, median and highest are one.
+            // With one round, lowest, median and highest are equal.
             assert_eq!(range, format!("[{ratio}-{ratio}]"), "{row:?}");
         }
     }
@@ -105,8 +105,8 @@ fn bench_times_each_row_on_each_system_as_user() {
     user(|| bench_times_each_row_on_each_system());
 }
 
-/// What the kernel's protocol says: a getxattr and an fsync are a request each on any FUSE mount.
-/// What `tests/requests.rs` holds of cowl is held here by the other counter.
+/// By the FUSE protocol, a getxattr and an fsync are one request each on any mount. The figures
+/// that `tests/requests.rs` holds for cowl are checked here with the other counter.
 fn ops_counts_requests_and_calls() {
     let outcome = bench(&["ops", "--system", "cowl", "--system", "fuse-overlayfs"]);
     let (said, text) = (outcome.stderr.clone(), outcome.ok());
@@ -174,7 +174,7 @@ fn ops_counts_requests_and_calls_as_user() {
     user(|| ops_counts_requests_and_calls());
 }
 
-/// The signal comes while mounts are up; the harness looks for mounts and processes.
+/// The signal comes while file systems are mounted; the harness checks for mounts and processes.
 #[test]
 fn an_interrupted_bench_leaves_nothing() {
     root(|| {
@@ -209,10 +209,10 @@ fn bench_start_times_cowl_beside_others() {
         for row in &rows[1..] {
             assert_eq!(row.len(), rows[0].len(), "{outcome}");
             assert!(row[1].ends_with(" ms"), "{outcome}");
-            // A ratio with its lowest and highest.
+            // A ratio with its lowest and highest value.
             assert!(row[2..].iter().all(|cell| cell.ends_with(']')), "{outcome}");
         }
-        // Another one to compare with.
+        // Another system to compare with.
         let two = ["start", "--times", "1", "--row", "back", "--system"];
         let outcome = bench(&[&two[..], &["runc", "--system", "cowl run"]].concat());
         let rows = table(&outcome.stdout);

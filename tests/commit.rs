@@ -1,5 +1,5 @@
-//! What a mount or a container changed becomes a layer: extracted by other programs it gives the
-//! files that the same changes make of a plain directory.
+//! The changes in a mount or container become a layer: other programs extract it to the same files
+//! as the same changes to a plain directory.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -28,8 +28,8 @@ if [ "$1" = root ]; then mknod dir/null c 1 3; chown 1000:1000 kept/file dir/chm
 find . -depth -exec touch -h -d '1999-12-31T23:59:58.5Z' {} +
 "#;
 
-/// What is done to it, in a mount and in a plain directory. `$2`: overlayfs reads a device 0:0 as a
-/// whiteout. Whatever this changes gets one time.
+/// The changes, for a mount and for a plain directory. `$2`: overlayfs reads a device 0:0 as a
+/// whiteout. Everything changed gets the same time.
 const CHANGES: &str = r#"
 chmod 4711 dir/chmod; printf more >> dir/append; printf new > dir/rewrite; truncate -s 5 dir/truncate; rm dir/removed
 truncate -s 100000 dir/large; chmod 600 kept/large; setfattr -n user.note -v changed kept/file
@@ -116,7 +116,7 @@ fn a_committed_upper_extracts_to_the_changed_files() {
         &extracted,
         "the committed layers, extracted",
     );
-    // Loaded as any other image, the layer is the same: same tree, same objects.
+    // Loaded as an image, the layer has the same tree and objects.
     let other = Store::new("other");
     other.load(&directory().join("saved.tar"));
     let layer = layers[1].file_name().unwrap();
@@ -153,7 +153,7 @@ fn umoci_unpacks_a_committed_image_to_the_changed_files() {
     });
 }
 
-/// Layers one above the other, as containers-storage extracts them for the kernel's overlayfs.
+/// Stacked layers, as containers-storage extracts them for the kernel's overlayfs.
 #[test]
 fn the_kernels_overlayfs_shows_a_committed_image_as_changed() {
     if !has_overlayfs() {
@@ -269,7 +269,7 @@ fn a_stopped_container_becomes_an_image_as_docker_makes_it() {
             fields,
             "Me <me@example.org> ['cat', '/file'] {'a': 'b'} ['ADDED=1', 'FROM=image', 'PATH=/bin:/usr/bin'] 3\n"
         );
-        // Nothing changed: no layer, but a step of its own.
+        // Nothing changed: no layer, but a history step of its own.
         store.ok(["run", "--name", "idle", "shop", "true"]);
         store.ok(["commit", "idle", "same:1"]);
         let steps = store.ok(["history", "-q", "same:1"]);
@@ -328,7 +328,7 @@ fn export_writes_the_files_of_a_stopped_container() {
             "echo changed > file; mv srv moved; rm -f bin/vi",
             [""; 0],
         );
-        // The times of what was changed differ; what is there does not.
+        // The times of changed files differ, their contents do not.
         let listing = "find . -mindepth 1 -printf '%p %y %m %U %G %l\\n' | grep -v '^./\\(proc\\|sys\\|dev\\) ' | sort; find . -type f -exec sha256sum {} + | sort";
         let found = directory().join("found");
         extract(&found, [&archive]);
@@ -392,7 +392,7 @@ fn unpack_makes_the_files_of_an_image_as_user() {
     user(|| unpack_makes_the_files_of_an_image());
 }
 
-/// What this user must not do is left out and said.
+/// What this user may not do is skipped and reported.
 #[test]
 fn unpack_says_what_a_user_is_not_permitted() {
     user(|| {
@@ -436,7 +436,7 @@ cowl: warning: not permitted: 1 extended attributes are missing
     });
 }
 
-/// A container that has changed files and runs on; with `writeback` the kernel still has its last
+/// A running container that has changed files; with `writeback` the kernel still caches its last
 /// write.
 fn a_running_container_is_read_as_it_is() {
     let store = shop("store");
@@ -459,7 +459,7 @@ fn a_running_container_is_read_as_it_is() {
         let names = system("tar", ["-tf".as_ref(), archive.as_os_str()]);
         assert!(names.contains("new\n"), "{names}");
         assert!(!names.contains("srv/hello"), "{names}");
-        // It goes on, and a pause of its user's stays.
+        // It continues afterwards, and a pause by the user stays.
         assert_eq!(store.ok(["exec", "web", "cat", "/new"]), "new\n");
         store.ok(["pause", "web"]);
         assert_eq!(store.ok(["diff", "web"]), running);
@@ -497,7 +497,8 @@ fn a_running_container_that_cannot_be_paused_is_not_read_as_user() {
     });
 }
 
-/// Of a mount that has just ended, and while another command looks: each lock in turn is taken.
+/// Locks of a mount that has just ended, and of another command that tests them: each lock in turn
+/// is held.
 #[test]
 fn diff_waits_for_locks_that_others_are_about_to_release() {
     root(|| {
@@ -526,7 +527,7 @@ fn diff_waits_for_locks_that_others_are_about_to_release() {
     });
 }
 
-/// The mount of one that has ended may have much to sync: its end is waited for, as long as it
+/// The mount of an ended container may have much to sync: its end is awaited, however long it
 /// takes.
 #[test]
 fn diff_waits_for_the_mount_of_an_ended_container() {
@@ -540,7 +541,7 @@ fn diff_waits_for_the_mount_of_an_ended_container() {
         let mut diff = store.command(["diff", id.trim()]);
         let mut diff = diff.stdout(std::process::Stdio::piped()).spawn().unwrap();
         let limit = Instant::now() + NEVER;
-        // A line of one that waits (proc_locks(5)).
+        // The line of a waiting process (proc_locks(5)).
         let waiting = format!(" {} ", diff.id());
         let waits = || {
             let locks = std::fs::read_to_string("/proc/locks").unwrap();

@@ -1,4 +1,4 @@
-//! What `cowl run` promises, sentence by sentence.
+//! The promises of `cowl run`, one test each.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -36,7 +36,7 @@ fn namespaces_are_its_own_as_user() {
     user(|| namespaces_are_its_own());
 }
 
-fn only_its_processes_are_seen() {
+fn only_its_own_processes_are_visible() {
     let store = shop("store");
     let listed = in_shop(&store, &["--rm"], &["ps", "aux"]).ok();
     let lines: Vec<&str> = listed.lines().collect();
@@ -48,13 +48,13 @@ fn only_its_processes_are_seen() {
 }
 
 #[test]
-fn only_its_processes_are_seen_as_root() {
-    root(|| only_its_processes_are_seen());
+fn only_its_own_processes_are_visible_as_root() {
+    root(|| only_its_own_processes_are_visible());
 }
 
 #[test]
-fn only_its_processes_are_seen_as_user() {
-    user(|| only_its_processes_are_seen());
+fn only_its_own_processes_are_visible_as_user() {
+    user(|| only_its_own_processes_are_visible());
 }
 
 fn proc_dev_and_sys_are_its_own() {
@@ -83,7 +83,7 @@ fn proc_dev_and_sys_are_its_own() {
     assert_eq!(at("/dev/pts").as_deref(), Some("devpts"), "{mounts}");
     assert!(at("/sys").is_some(), "{mounts}");
     let host = directory().display().to_string();
-    // Where its own files come from may be seen, as with Docker.
+    // As in Docker, the sources of its own files are visible.
     let mut others = mounts.lines().filter(|line| !line.contains(" /etc/"));
     assert!(
         !others.any(|line| line.contains(&host)) && !mounts.contains("/put_old"),
@@ -95,7 +95,7 @@ fn proc_dev_and_sys_are_its_own() {
         in_shop(&store, &["--rm"], &["sh", "-c", script]).ok(),
         "3\npts/ptmx\n"
     );
-    // What is the host's to change stays so.
+    // What only the host may change stays read-only.
     let refused = in_shop(
         &store,
         &["--rm"],
@@ -184,7 +184,7 @@ fn exit_codes_are_dockers() {
         store.run(["run", "--rm", "no-such-image", "true"]).code(),
         125
     );
-    // A process that a signal ends, not the first one: that one is immune to its own.
+    // A process killed by a signal, but not the first one, which is immune to its own signals.
     assert_eq!(code(&["sh", "-c", "sh -c 'kill -TERM $$'; exit $?"]), 143);
     assert_eq!(containers(&store), [""; 0], "each of them removed itself");
 }
@@ -238,7 +238,7 @@ fn signals_reach_the_container_as_user() {
     user(|| signals_reach_the_container());
 }
 
-fn what_is_asked_for_is_set() {
+fn run_options_are_set() {
     let store = shop("store");
     let out = |options: &[&str], command: &[&str]| {
         in_shop(&store, &[&["--rm"], options].concat(), command).ok()
@@ -290,13 +290,13 @@ fn what_is_asked_for_is_set() {
 }
 
 #[test]
-fn what_is_asked_for_is_set_as_root() {
-    root(|| what_is_asked_for_is_set());
+fn run_options_are_set_as_root() {
+    root(|| run_options_are_set());
 }
 
 #[test]
-fn what_is_asked_for_is_set_as_user() {
-    user(|| what_is_asked_for_is_set());
+fn run_options_are_set_as_user() {
+    user(|| run_options_are_set());
 }
 
 fn a_terminal_is_the_containers_own() {
@@ -307,7 +307,7 @@ fn a_terminal_is_the_containers_own() {
         cowl.get_program().display(),
         store.root().display()
     );
-    // A terminal for `cowl run` itself. Its input stays open: at an end `script` would send a
+    // A terminal for `cowl run` itself. Its input stays open: at end of file `script` would send a
     // character of its own.
     let (input, _open) = std::io::pipe().unwrap();
     let mut script = program("script", ["-q", "-e", "-c", &line, "/dev/null"]);
@@ -389,7 +389,7 @@ fn a_container_stays_with_its_upper_as_user() {
     user(|| a_container_stays_with_its_upper());
 }
 
-/// Nothing of a container is left; its processes and mounts are the harness's to look for.
+/// Nothing of a container is left; the harness checks for processes and mounts.
 fn gone(store: &Store, id: &str) {
     assert_eq!(cgroups(id), "");
     assert_eq!(
@@ -413,8 +413,8 @@ fn nothing_of_a_limited_container_is_left() {
 
 fn orphans_end_with_their_container() {
     let store = shop("store");
-    // Two generations that outlive their parents: they die with the container, and run does not
-    // wait for them.
+    // Two generations that outlive their parents die with the container, and run does not wait for
+    // them.
     let script = "sh -c '(trap \"\" HUP; while :; do :; done) & (read -r line < /tmp/never) &' & mkfifo /tmp/never; exit 5";
     assert_eq!(in_shop(&store, &["--rm"], &["sh", "-c", script]).code(), 5);
 }
@@ -429,8 +429,8 @@ fn orphans_end_with_their_container_as_user() {
     user(|| orphans_end_with_their_container());
 }
 
-/// The monitor says that it is not dumpable before it starts anything, and its children inherit
-/// that; nothing takes it back, also not what joins the container for `exec` until it is the
+/// The monitor makes itself non-dumpable before it starts anything, and its children inherit that;
+/// nothing reverts it, including what joins the container for `exec`, until it executes the
 /// program. So no process of the container can trace it or open its descriptors.
 #[test]
 fn a_process_that_enters_a_container_is_not_dumpable() {
@@ -465,8 +465,8 @@ print(len(entered))
     });
 }
 
-/// After a power cut a container of `--rm` is removed, so its files need not be durable. That
-/// another container's files are synced shows that the tracer sees it.
+/// After a power cut a container of `--rm` is removed, so its files need not be durable. Syncs of
+/// another container's files show that the tracer would see them.
 fn run_rm_syncs_nothing() {
     let store = shop("store");
     let syncs = |options: &[&str]| {
@@ -479,7 +479,8 @@ fn run_rm_syncs_nothing() {
         traced.args(["shop", "sh", "-c", "echo new > /bin/file"]);
         run(traced.current_dir(&place)).ok();
         let calls = std::fs::read_to_string(place.join("calls")).unwrap();
-        // strace writes `???(` for a call of a process that is killed before it can be read.
+        // strace writes `???(` for a call of a process that is killed before strace can read the
+        // call.
         let named = calls.lines().filter(|line| line.contains("sync"));
         named.collect::<Vec<_>>().join("\n")
     };
@@ -498,7 +499,7 @@ fn run_rm_syncs_nothing_as_user() {
     user(|| run_rm_syncs_nothing());
 }
 
-/// `FROM scratch` alone: Docker runs what a volume brings, and has nothing else to run.
+/// `FROM scratch` alone: as in Docker, only programs from mounts can be run.
 fn an_image_without_layers_runs_what_is_mounted_into_it() {
     let store = Store::new("store");
     let archive = directory().join("none.tar");

@@ -1,6 +1,5 @@
-//! `cowl load`, `rmi`, `gc` and `commit` may be killed at any system call: what is in the store
-//! then is whole, the same command succeeds when it is run again, and the images there are the
-//! right ones.
+//! `cowl load`, `rmi`, `gc` and `commit` may be killed at any system call: the store is then
+//! consistent, the same command succeeds when repeated, and the images are the right ones.
 //!
 //! strace delivers SIGKILL at the n-th system call of each thread, for a sample of all n
 //! (`harness/sample.rs`).
@@ -15,13 +14,13 @@ use cowl_tests::sample::{is_repeated, strided};
 use cowl_tests::store::{Store, extract, make_image};
 use cowl_tests::tree::{Tree, read};
 
-/// Every k-th system call is one to die at; odd, so that it meets both sides of pairs that repeat.
+/// Every k-th system call is killed at; k is odd, so that it hits both calls of repeated pairs.
 const STRIDE: u64 = 5;
-/// A removal looks into 256 directories, with the same calls each.
+/// A removal reads 256 directories, with the same calls each.
 const REMOVAL_STRIDE: u64 = 23;
 
-/// Two layers, enough kinds of files to go through every part of an import, few enough to do it
-/// often.
+/// Two layers with enough kinds of files to cover every part of an import, but few enough to repeat
+/// it often.
 const CONTENT: &str = r"
 mkdir -p one/dir one/etc two/dir
 for i in 1 2 3 4 5; do head -c $((i * 20000)) /bin/bash > one/dir/$i; done
@@ -96,7 +95,7 @@ fn gc_killed_at_any_system_call_leaves_a_clean_store() {
         store.ok(["gc"]);
         let left = shell(store.root(), "find trash tmp -mindepth 1", [""; 0]);
         assert_eq!(left, "", "{what}");
-        // One layer each of objects, trees, merged trees and configurations.
+        // Garbage of each kind: objects, trees, merged trees and configurations.
         let kept = shell(
             store.root(),
             "ls layers merged blobs/sha256 | grep -c -E '^[0-9a-f]{64}'",
@@ -158,8 +157,7 @@ fn is_clean_after_removal(store: &Store, expected: &Tree, at: usize) {
     store.ok(["check", "--deep"]);
     store.assert_shows("image:1", expected, &what);
     if store.run(["rmi", "gone:1"]).code() != 0 {
-        // The name was gone already. What it kept goes with the next removal, whatever that
-        // removes.
+        // The name was already removed. What it kept is freed by the next removal of anything.
         store.ok(["rmi", "image:1"]);
         assert_eq!(store.objects_by_name(), "", "{what}");
     }
@@ -208,14 +206,15 @@ fn commit_killed_at_any_system_call_leaves_a_clean_store_as_user() {
     user(|| commit_killed_at_any_system_call_leaves_a_clean_store());
 }
 
-/// Tries a sample of the system calls of a command, until one comes after the command's end. Says
-/// how many were tried.
+/// Tries a sample of a command's system calls, until the command ends before the n-th. Prints how
+/// many were tried.
 fn killed_at(stride: u64, attempt: impl Fn(usize) -> Outcome) -> String {
     let mut killed = 0;
     for point in strided(1, stride) {
         let outcome = attempt(point.index());
         if outcome.code() == 0 {
-            // Each of the commands takes so many calls; fewer would mean that nothing was injected.
+            // Each command makes at least this many calls; fewer would mean that nothing was
+            // injected.
             assert!(
                 is_repeated() || point.number() > 50,
                 "ended before system call {}",
@@ -240,7 +239,7 @@ fn run_and_die(command: &Command, at: usize) -> Outcome {
 
 fn survives(store: &Store, archive: &Path, expected: &Tree, at: usize) {
     let what = format!("after a kill at system call {at}");
-    // Nothing half visible: either no image is named, or one that is whole.
+    // Nothing partially visible: either there is no image, or a complete one.
     if store.root().join("format.json").exists() {
         store.ok(["check"]);
         if store.ok(["images", "-q"]).trim() != "" {

@@ -1,6 +1,5 @@
-//! The demonstration behind `make run` shows what it says, and leaves nothing behind: not at its
-//! end, not when it fails half-way, not when it is interrupted. (Mounts and processes are the
-//! harness's to look for.)
+//! The demonstration of `make run` shows its claims, and leaves nothing behind, whether it ends,
+//! fails half-way or is interrupted. (The harness checks for mounts and processes.)
 
 use std::io::{BufRead as _, BufReader, Read as _, Seek as _};
 use std::os::unix::process::CommandExt as _;
@@ -33,7 +32,7 @@ fn left() -> String {
 }
 
 #[test]
-fn it_shows_what_it_says() {
+fn demo_shows_its_claims() {
     root(|| {
         let text = finished(&binary("")).ok();
         assert!(text.ends_with("all shown; cleaning up\n"), "{text}");
@@ -41,7 +40,7 @@ fn it_shows_what_it_says() {
     });
 }
 
-/// The commands that the README begins with, as they stand there.
+/// The first commands of the README, verbatim.
 #[test]
 fn readme_commands_work() {
     root(|| {
@@ -64,7 +63,7 @@ fn readme_commands_work() {
 }
 
 #[test]
-fn failing_half_way_it_leaves_nothing() {
+fn a_failing_demo_leaves_nothing() {
     root(|| {
         shell(
             &directory(),
@@ -82,9 +81,9 @@ fn failing_half_way_it_leaves_nothing() {
 }
 
 #[test]
-fn interrupted_it_leaves_nothing() {
+fn an_interrupted_demo_leaves_nothing() {
     root(|| {
-        // At each of its claims, as a terminal does it: the signals go to everything that runs.
+        // At each of its claims; as from a terminal, the signals go to the whole process group.
         for claim in 1..=8 {
             let mut command = demo(&binary(""));
             let mut errors = tempfile::tempfile().unwrap();
@@ -102,7 +101,7 @@ fn interrupted_it_leaves_nothing() {
             assert!(heading.is_some(), "claim {claim}");
             let group = Pid::from_child(&child);
             kill_process_group(group, Signal::INT).unwrap();
-            // The impatient press Ctrl-C again. Not without end: a fork fails while signals come.
+            // Impatient users press Ctrl-C again. Not for ever: fork fails while signals arrive.
             for _ in 0..if claim % 2 == 0 { 40 } else { 0 } {
                 kill_process_group(group, Signal::INT).unwrap();
                 std::thread::yield_now();

@@ -56,7 +56,7 @@ fn a_detached_container_runs_until_it_is_stopped() {
     assert_eq!(containers(&store), [id.as_str()]);
     assert_eq!(status(&store, "web"), "running 0");
     assert!(store.ok(["ps"]).contains(" Up "));
-    // A start of what runs changes nothing.
+    // Starting a running container changes nothing.
     assert_eq!(store.ok(["start", "web"]), "web\n");
     assert_eq!(store.ok(["stop", "-t", "600", "web"]), "web\n");
     assert_eq!(status(&store, &id), "exited 7");
@@ -87,7 +87,7 @@ fn a_detached_container_runs_until_it_is_stopped_as_user() {
 
 fn a_stopped_container_starts_again_with_its_files() {
     let store = shop("store");
-    // The FIFO has a reader at the first start only.
+    // The FIFO has a reader only at the first start.
     let script = "test -e /count || first=yes; echo again >> /count; test -z $first || ready; cat /count; exit 3";
     let id = start(&store, &["--name", "twice"], script);
     assert_eq!(store.ok(["wait", "twice"]), "3\n");
@@ -137,7 +137,7 @@ fn signals_and_rm_reach_a_detached_container() {
     store.ok(["kill", "two"]);
     assert_eq!(status(&store, "two"), "exited 137");
     store.ok(["rm", "two"]);
-    // SIGTERM does nothing to a first process without a handler; SIGKILL follows at once.
+    // SIGTERM has no effect on a first process without a handler; SIGKILL follows at once.
     start(&store, &["--name", "three"], &format!("ready; {FOREVER}"));
     store.ok(["stop", "-t", "0", "three"]);
     assert_eq!(status(&store, "three"), "exited 137");
@@ -177,7 +177,7 @@ fn rm_removes_a_detached_container_at_its_end() {
         &script,
     );
     store.ok(["kill", "brief"]);
-    // The monitor sees to it, after the client is gone.
+    // The monitor does it, after the client is gone.
     while std::fs::read_dir(store.root().join("containers"))
         .unwrap()
         .count()
@@ -189,7 +189,7 @@ fn rm_removes_a_detached_container_at_its_end() {
     {
         std::thread::yield_now();
     }
-    // And for a client that is killed.
+    // And after the client is killed.
     let killed = Running::start(&store, &["--rm"], &script);
     killed.signal(Signal::KILL);
     killed.end_by_signal();
@@ -378,7 +378,7 @@ fn a_paused_container_is_frozen_until_it_is_unpaused() {
     });
 }
 
-/// KiB that no other process has in memory.
+/// Private memory in KiB.
 fn private(pid: Pid) -> u64 {
     let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
     let lines = rollup.lines().filter(|line| line.starts_with("Private_"));
@@ -386,7 +386,7 @@ fn private(pid: Pid) -> u64 {
     lines.map(|line| size(line).unwrap()).sum()
 }
 
-/// What a container takes beside its program. There are two, whose programs' code is shared.
+/// The memory of a container beside its program. Two containers run, so that code is shared.
 fn an_idle_container_takes_little_memory() {
     let store = shop("store");
     for name in ["one", "two"] {

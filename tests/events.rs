@@ -1,4 +1,4 @@
-//! Events are told by the process that acts, and read through both doors.
+//! The process that acts writes the event; both clients read it.
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
@@ -12,9 +12,9 @@ use cowl_tests::store::Store;
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Signal, kill_process};
 
-/// What both doors show of all that happened, without times and with `ID` for the container's id.
+/// All events as both clients show them, without times and with `ID` for the container's id.
 #[track_caller]
-fn told(store: &Store, server: &Server, filters: &[&str], id: &str) -> Vec<String> {
+fn shown_events(store: &Store, server: &Server, filters: &[&str], id: &str) -> Vec<String> {
     let until = next_second();
     let mut arguments = vec!["events", "--since", "1", "--until", &until];
     for filter in filters {
@@ -33,7 +33,7 @@ fn told(store: &Store, server: &Server, filters: &[&str], id: &str) -> Vec<Strin
     events
 }
 
-fn run_tells_what_docker_tells() {
+fn run_writes_dockers_events() {
     let store = shop("store");
     let server = Server::start(&store);
     let id = store.ok([
@@ -51,8 +51,8 @@ fn run_tells_what_docker_tells() {
     store.ok(["start", "-a", "ev"]);
     store.ok(["rename", "ev", "other"]);
     server.ok(["rm", "other"]);
-    let events = told(&store, &server, &["type=container", "type=volume"], id);
-    // How many seconds it ran is the machine's.
+    let events = shown_events(&store, &server, &["type=container", "type=volume"], id);
+    // The seconds it ran depend on the machine.
     let without_duration = events
         .iter()
         .map(|event| match event.split_once("execDuration=") {
@@ -77,31 +77,31 @@ fn run_tells_what_docker_tells() {
         ]
     );
     assert_eq!(
-        told(&store, &server, &["container=other", "event=destroy"], id),
+        shown_events(&store, &server, &["container=other", "event=destroy"], id),
         ["container destroy ID (a=b, image=shop, name=other)"]
     );
 }
 
 #[test]
-fn run_tells_what_docker_tells_as_root() {
-    root(|| run_tells_what_docker_tells());
+fn run_writes_dockers_events_as_root() {
+    root(|| run_writes_dockers_events());
 }
 
 #[test]
-fn run_tells_what_docker_tells_as_user() {
-    user(|| run_tells_what_docker_tells());
+fn run_writes_dockers_events_as_user() {
+    user(|| run_writes_dockers_events());
 }
 
-/// Nobody stays with a detached container: its monitor has its end told.
+/// A detached container has no client: a command run by its monitor writes its end.
 #[test]
-fn a_detached_containers_end_is_told_once() {
+fn the_end_of_a_detached_container_is_one_event() {
     root(|| {
         let store = shop("store");
         let server = Server::start(&store);
         let script = "trap 'exit 3' TERM; echo ready; while :; do sleep 0.1; done";
         let id = store.ok(["run", "-d", "--name", "long", "shop", "sh", "-c", script]);
         let id = id.trim();
-        // Before it has set its trap, it would not hear the signal.
+        // The signal must not come before the trap is set.
         until(|| store.ok(["logs", "long"]) == "ready\n");
         store.ok(["exec", "long", "true"]);
         store.ok(["pause", "long"]);
@@ -109,13 +109,13 @@ fn a_detached_containers_end_is_told_once() {
         server.ok(["stop", "-t", "600", "long"]);
         server.ok(["start", "long"]);
         store.ok(["rm", "-f", "long"]);
-        let events = told(&store, &server, &["type=container"], id);
+        let events = shown_events(&store, &server, &["type=container"], id);
         let words = events.iter().map(|event| {
             let mut words = event.split(' ');
             words.nth(1).unwrap().to_owned()
         });
         let mut words: Vec<String> = words.collect();
-        // Commands tell what they have done, beside that of the monitor, which tells of the end.
+        // Each command writes its own events; the command that the monitor runs writes the end.
         words[7..10].sort();
         words[11..13].sort();
         assert_eq!(
@@ -146,9 +146,9 @@ fn a_detached_containers_end_is_told_once() {
     });
 }
 
-/// The command that tells of an end is stopped in the middle of that; a start waits for it.
+/// The command that writes an end is stopped in the middle; a start waits for it.
 #[test]
-fn an_end_is_told_before_the_next_start() {
+fn an_end_event_precedes_the_next_start() {
     root(|| {
         let store = shop("store");
         let host = directory().join("host");
@@ -185,7 +185,7 @@ fn an_end_is_told_before_the_next_start() {
     });
 }
 
-/// Whether the kernel says so of a process (proc_locks(5)).
+/// Whether a process waits for a lock (proc_locks(5)).
 fn waits_for_a_lock(pid: &str) -> bool {
     let locks = std::fs::read_to_string("/proc/locks").unwrap();
     locks.lines().any(|line| {
@@ -195,7 +195,7 @@ fn waits_for_a_lock(pid: &str) -> bool {
 }
 
 #[test]
-fn image_commands_tell_what_docker_tells() {
+fn image_commands_write_dockers_events() {
     root(|| {
         let store = shop("store");
         let server = Server::start(&store);
@@ -204,7 +204,7 @@ fn image_commands_tell_what_docker_tells() {
         server.ok(["tag", "shop", "newtag:v1"]);
         store.ok(["rmi", "newtag:v1"]);
         server.ok(["rmi", "shop"]);
-        let events = told(&store, &server, &["type=image"], id);
+        let events = shown_events(&store, &server, &["type=image"], id);
         let tail = &events[events.len() - 4..];
         assert_eq!(
             tail,
@@ -278,9 +278,9 @@ fn events_are_followed_as_they_happen() {
     });
 }
 
-/// The clients show times where they are, and read them as such.
+/// Clients print and parse times in their own time zone.
 #[test]
-fn times_are_the_callers() {
+fn times_are_in_the_callers_time_zone() {
     root(|| {
         let store = shop("store");
         let server = Server::start(&store);
@@ -296,7 +296,7 @@ fn times_are_the_callers() {
             let all = both(zone, &["events", "--since", "1", "--until", &until]);
             let first = all.lines().next().unwrap();
             assert!(first.contains(offset), "{first}");
-            // Without an offset a time is the caller's.
+            // A time without an offset is in the caller's time zone.
             let (now, _) = first.split_once('.').unwrap();
             let since = both(zone, &["events", "--since", now, "--until", &until]);
             assert_eq!(since, all, "{zone} {now}");
@@ -333,14 +333,14 @@ fn each_member_is_where_older_clients_look_for_it() {
     });
 }
 
-/// A time after all that has happened, in whole seconds: Docker's client sends no others.
+/// A time after all events, in whole seconds: Docker's client sends no fractions.
 fn next_second() -> String {
     let now = std::time::SystemTime::now();
     let now = now.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
     (now + 1).to_string()
 }
 
-/// A time after all that has happened, in nanoseconds.
+/// A time after all events, in nanoseconds.
 fn now() -> String {
     let now = std::time::SystemTime::now();
     let now = now.duration_since(std::time::UNIX_EPOCH).unwrap();

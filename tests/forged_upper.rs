@@ -1,6 +1,5 @@
-//! An upper is a plain directory that others can write to while it is not mounted: whatever its
-//! marks say, a mount of it answers, with errors where they make no sense. The worker never dies of
-//! them.
+//! Others can write to an upper, a plain directory, while it is not mounted: whatever its marks
+//! say, a mount of it answers, with errors where they make no sense, and the worker never crashes.
 
 use cowl_tests::command::{python, run, shell};
 use cowl_tests::profile::{directory, root, user};
@@ -58,8 +57,8 @@ for _ in range(draw.randrange(1, 6)):
         if error.errno not in (1, 34, 95): raise
 "#;
 
-/// Looks at everything and changes some. A worker that is gone answers ENOTCONN or ECONNABORTED;
-/// any other error is an answer.
+/// Reads everything and changes some. ENOTCONN and ECONNABORTED mean that the worker is gone; any
+/// other error is an answer.
 const USE: &str = r#"
 import errno, os, sys
 def attempt(call, *arguments):

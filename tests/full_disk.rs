@@ -1,5 +1,5 @@
-//! A disk that is full, or fails: what was there stays as it was, the error is told in one line,
-//! and removing makes room.
+//! A disk that is full, or fails: what was there stays, the error is one line, and removals free
+//! space.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,13 +9,13 @@ use cowl_tests::disk::{Mounted, ext4};
 use cowl_tests::profile::{directory, root, user};
 use cowl_tests::store::{Store, extract, make_image};
 
-/// An image of more objects than one block of a directory has names for.
+/// An image with more objects than one directory block has names.
 const MANY: &str = r"
 mkdir many; for i in $(seq 2000); do echo $i > many/$i; done; tar -c -f many.tar -C many .
 head -c 60000000 /dev/urandom > large; tar -c -f large.tar large; rm large
 ";
 
-/// Until not even a directory can be made.
+/// Fills the disk until not even a directory can be created.
 const FILL: &str = r"
 for size in 65536 1024; do dd if=/dev/zero of=filled-$size bs=$size status=none 2>/dev/null || true; done
 ! mkdir more 2>/dev/null
@@ -61,7 +61,7 @@ fn a_full_disk_can_be_made_empty_again() {
     });
 }
 
-/// What writes to the disk, or makes it durable.
+/// The system calls that write to the disk or sync it.
 const CALLS: [&str; 5] = ["write", "mkdirat", "renameat,renameat2", "syncfs", "fsync"];
 
 /// Two layers with a file large enough to be streamed.
@@ -126,9 +126,8 @@ fn is_message_lost(calls: &str) -> bool {
     })
 }
 
-/// False if the call came less often than that, so that no call failed. An error that was returned
-/// to `cowl load` must be reported by it: success after one is a swallowed error and not the end
-/// of the calls.
+/// False if there were fewer calls, so that none failed. `cowl load` must report an injected error:
+/// success after one means a swallowed error, not the end of the calls.
 fn load_and_fail(store: &Store, archive: &Path, call: &str, at: usize) -> bool {
     let calls = directory().join("calls");
     let inject = format!("inject={call}:error=EIO:when={at}");
@@ -147,7 +146,7 @@ fn load_and_fail(store: &Store, archive: &Path, call: &str, at: usize) -> bool {
     };
     assert!(!outcome.status.success(), "swallowed: {injected}");
     if is_message_lost(&calls) {
-        // Calls are counted by thread, and this one was to tell of another's failure.
+        // Calls are counted per thread, and this thread was to report another one's failure.
         assert_eq!(outcome.code(), 1, "{injected}");
         return true;
     }

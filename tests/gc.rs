@@ -1,5 +1,5 @@
-//! `cowl gc`: what it says it frees is what `du` sees go, and it keeps the store's lock for a
-//! bounded number of moves only, as strace counts them.
+//! `cowl gc`: what it reports as freed agrees with `du`, and it holds the store's lock for a
+//! bounded number of renames, counted by strace.
 
 use std::fs;
 
@@ -7,13 +7,13 @@ use cowl_tests::command::{program, run, shell};
 use cowl_tests::profile::{directory, root, user};
 use cowl_tests::store::Store;
 
-/// Files of the image that goes, each an object of its own.
+/// Files of the removed image, each an object of its own.
 const FILES: usize = 700;
-/// Moves per hold of the lock, as `src/core/store/gc` promises.
+/// Renames per hold of the lock, as `src/core/store/gc` promises.
 const SLICE: usize = 256;
 
-/// A store with an image that is needed, and what is left of a larger one whose `rmi` died before
-/// it freed anything.
+/// A store with an image in use, and the remains of a larger one whose `rmi` was killed before it
+/// freed anything.
 fn littered() -> Store {
     let store = Store::new("store");
     for (image, files) in [("kept", 3), ("gone", FILES)] {
@@ -77,8 +77,8 @@ fn gc_frees_what_the_dry_run_says_as_user() {
     user(|| gc_frees_what_the_dry_run_says());
 }
 
-/// What a start waits for: between the grant of the exclusive lock and its release there are the
-/// look at the roots and so many renames, and no reading of trees and no sync.
+/// What a start has to wait for: while the exclusive lock is held, gc reads the roots and makes a
+/// bounded number of renames, but reads no trees and syncs nothing.
 #[test]
 fn gc_holds_the_lock_for_a_slice_at_a_time() {
     root(|| {

@@ -1,4 +1,4 @@
-//! Health checks: what a program inside says about its container.
+//! Health checks.
 
 use std::time::{Duration, Instant};
 
@@ -25,7 +25,7 @@ fn wait_for(store: &Store, expected: &str) {
     }
 }
 
-fn health_cmd_says_how_a_container_is() {
+fn health_cmd_sets_the_health() {
     let store = shop("store");
     let shared = directory().join("shared");
     std::fs::create_dir(&shared).unwrap();
@@ -52,7 +52,7 @@ fn health_cmd_says_how_a_container_is() {
         "50ms",
     ];
     in_shop(&store, &options, &["sleep", "1000"]).ok();
-    // Failures of the start period do not count.
+    // Failures during the start period do not count.
     while inspected(&store, "{{len .State.Health.Log}}") == "0" {}
     assert_eq!(
         inspected(
@@ -91,13 +91,13 @@ fn health_cmd_says_how_a_container_is() {
 }
 
 #[test]
-fn health_cmd_says_how_a_container_is_as_root() {
-    root(|| health_cmd_says_how_a_container_is());
+fn health_cmd_sets_the_health_as_root() {
+    root(|| health_cmd_sets_the_health());
 }
 
 #[test]
-fn health_cmd_says_how_a_container_is_as_user() {
-    user(|| health_cmd_says_how_a_container_is());
+fn health_cmd_sets_the_health_as_user() {
+    user(|| health_cmd_sets_the_health());
 }
 
 #[test]
@@ -119,7 +119,7 @@ fn health_timeout_kills_the_check() {
         ];
         in_shop(&store, &options, &["sleep", "1000"]).ok();
         wait_for(&store, "unhealthy");
-        // On a busy machine a check may be killed before it has said anything.
+        // On a busy machine a check may be killed before it has written anything.
         let results = "{{range .State.Health.Log}}{{.ExitCode}} {{json .Output}};{{end}}";
         until(|| {
             let results = inspected(&store, results);
@@ -131,7 +131,7 @@ fn health_timeout_kills_the_check() {
             })
         });
         store.ok(["pause", "checked"]);
-        // At most the one that is frozen.
+        // At most the frozen one.
         let running = cowl_tests::profile::processes()
             .iter()
             .filter(|(_, line)| line.contains("sleep 1234"))
@@ -141,7 +141,7 @@ fn health_timeout_kills_the_check() {
     });
 }
 
-/// Its time is over before it has got to its program, or even has a pid.
+/// The timeout expires before it has executed its program, or even has a pid.
 #[test]
 fn health_timeout_kills_a_check_that_is_being_started() {
     root(|| {

@@ -1,5 +1,5 @@
-//! Archives and marks that mean harm: what could lead out of an image is refused by name, and
-//! nothing is kept of it; what merely looks like our own marks is data like any other.
+//! Malicious archives and marks: entries that could lead out of an image are refused by name, and
+//! nothing of them is kept; xattrs that look like our own marks are ordinary data.
 
 use cowl_tests::command::{python, shell};
 use cowl_tests::profile::{directory, root, user};
@@ -89,8 +89,7 @@ fn marks_in_a_layer_are_data() {
     assert_eq!(value("opaque", "user.plain"), "p");
     assert_eq!(value("opaque", "user.overlay.opaque"), "y");
     assert_eq!(value("redirect", "user.overlay.redirect"), "/etc");
-    // Set through the mount, on what then lies in the upper, they are data as well, now and after
-    // the next mount.
+    // Set through the mount, on files in the upper, they are data as well, now and after a remount.
     shell(
         mount.path(),
         "setfattr -n user.overlay.opaque -v y dir; setfattr -n user.overlay.redirect -v /etc dir

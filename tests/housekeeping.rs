@@ -1,12 +1,12 @@
-//! Volumes, prunes and disk usage: `cowl` and the real `docker` command over `cowl serve` say the
-//! same of one store.
+//! Volumes, prunes and disk usage: `cowl` and the real `docker` command over `cowl serve` print the
+//! same for one store.
 
 use cowl_tests::busybox::{in_shop, shop};
 use cowl_tests::profile::{directory, root, user};
 use cowl_tests::server::Server;
 use cowl_tests::store::Store;
 
-/// Both doors print the same; returns it.
+/// Both clients print the same; returns it.
 #[track_caller]
 fn same(store: &Store, server: &Server, arguments: &[&str]) -> String {
     let (ours, dockers) = (store.ok(arguments), server.ok(arguments));
@@ -14,7 +14,7 @@ fn same(store: &Store, server: &Server, arguments: &[&str]) -> String {
     ours
 }
 
-/// Both doors refuse with the same text; returns it. Docker's client may add a line of its own.
+/// Both clients refuse with the same text; returns it. Docker's client may add a line of its own.
 #[track_caller]
 fn same_refusal(store: &Store, server: &Server, arguments: &[&str]) -> String {
     let ours = store.run(arguments).refused(1);
@@ -150,7 +150,7 @@ fn volume_commands_refuse_as_docker_does() {
     });
 }
 
-/// The same objects twice, so that each door has its own to remove.
+/// The same objects twice, one set to remove for each client.
 fn litter(store: &Store) {
     for name in ["one", "two"] {
         in_shop(
@@ -163,12 +163,12 @@ fn litter(store: &Store) {
     store.ok(["volume", "create", "named"]);
 }
 
-fn prune_removes_what_nothing_uses() {
+fn prune_removes_what_is_unused() {
     let store = shop("store");
     let server = Server::start(&store);
     litter(&store);
     let ids = store.ok(["ps", "-a", "-q", "--no-trunc"]);
-    // A filter spares them.
+    // A filter keeps them.
     let spared = ["container", "prune", "-f", "--filter", "until=1h"];
     assert_eq!(
         same(&store, &server, &spared),
@@ -196,7 +196,7 @@ fn prune_removes_what_nothing_uses() {
     assert!(pruned.contains("\nnamed\n"), "{pruned}");
     assert_eq!(store.ok(["volume", "ls", "-q"]), "");
 
-    // Without an answer nothing is removed, as with docker, and both ask the same.
+    // As in Docker, without an answer nothing is removed; both ask the same question.
     store.ok(["volume", "create", "kept"]);
     for arguments in [
         &["container", "prune"][..],
@@ -213,13 +213,13 @@ fn prune_removes_what_nothing_uses() {
 }
 
 #[test]
-fn prune_removes_what_nothing_uses_as_root() {
-    root(|| prune_removes_what_nothing_uses());
+fn prune_removes_what_is_unused_as_root() {
+    root(|| prune_removes_what_is_unused());
 }
 
 #[test]
-fn prune_removes_what_nothing_uses_as_user() {
-    user(|| prune_removes_what_nothing_uses());
+fn prune_removes_what_is_unused_as_user() {
+    user(|| prune_removes_what_is_unused());
 }
 
 #[test]
@@ -244,7 +244,7 @@ fn image_prune_and_rmi_name_what_they_delete() {
         let deleted = format!("Untagged: two:1\nDeleted: {id}Deleted: {layer}");
         assert_eq!(server.ok(["rmi", "two:1"]), deleted);
 
-        // Dangling: its name goes to another image.
+        // Dangling: its name moves to another image.
         let (id, layer) = import("three:1");
         import("four:1");
         store.ok(["tag", "four:1", "three:1"]);
@@ -299,7 +299,7 @@ fn image_commands_honour_their_parameters() {
         let unnamed = server.ok(["import", tar]);
         assert_eq!(unnamed.len(), id.len(), "{unnamed}");
         same(&store, &server, &["image", "inspect", "shop"]);
-        // In the same repository: docker prints repositories as they come.
+        // In the same repository: docker does not sort repositories.
         store.ok(["tag", "shop", "shop:again"]);
         for arguments in [
             &["images", "-q"][..],
@@ -339,7 +339,7 @@ fn image_commands_honour_their_parameters() {
     });
 }
 
-/// The cells of tables but for those that change from one second to the next.
+/// The cells of tables, except those that change every second.
 fn without_ages(tables: &str) -> Vec<Vec<&str>> {
     let cells = |line| {
         let cells = str::split(line, "   ").map(str::trim);
@@ -394,16 +394,16 @@ fn system_df_is_dockers_and_counts_shared_files_once() {
         let template = "{{range .Images}}{{.ID}} {{.UniqueSize}}/{{end}}{{len .BuildCache}}";
         let [ours, dockers] = formatted(template);
         assert_eq!(ours, dockers);
-        // busybox is the other image's too: what `other` alone keeps is its own file.
+        // The other image has busybox too: unique to `other` is only its own file.
         let row = verbose.lines().find(|line| line.starts_with("other"));
         let unique = row.unwrap().split_whitespace().rev().nth(1);
         assert_eq!(unique, Some("4.096kB"), "{verbose}");
     });
 }
 
-/// dockerd 28's texts, as recorded. Both doors say them, behind a prefix of their own.
+/// dockerd 28's texts, as recorded. Both clients print them after a prefix of their own.
 #[test]
-fn errors_are_told_in_dockerds_words() {
+fn errors_have_dockerds_texts() {
     root(|| {
         let store = shop("store");
         let server = Server::start(&store);

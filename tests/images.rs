@@ -1,4 +1,4 @@
-//! What came in can be listed, explained, checked and removed; blobs stay as they came.
+//! Loaded images can be listed, described, checked and removed; blobs stay unchanged.
 
 use std::fs;
 use std::io::Write as _;
@@ -28,7 +28,7 @@ fn images_are_listed_and_explained() {
         .collect();
     names.sort_unstable();
     assert_eq!(names, ["blog:latest", "plain:2", "shop:latest"]);
-    // An id is the digest of the configuration, as the archive has it.
+    // An id is the digest of the archive's configuration.
     let ids = store.ok(["images", "-q", "--no-trunc"]);
     assert!(
         ids.lines().all(|id| id
@@ -61,8 +61,7 @@ fn images_are_listed_and_explained_as_user() {
     user(|| images_are_listed_and_explained());
 }
 
-/// Manifest, configuration and compressed layers have the digests that the archive's own index
-/// gives them.
+/// Manifest, configuration and compressed layers have the digests in the archive's own index.
 #[test]
 fn blobs_stay_as_they_came() {
     root(|| {
@@ -127,7 +126,7 @@ for digest in sorted(seen): print(digest, seen[digest])
     });
 }
 
-/// A damaged object, tree or blob is found, named, and healed by loading again.
+/// A damaged object, tree or blob is found, named, and repaired by loading again.
 #[test]
 fn damage_is_found_and_healed() {
     root(|| {
@@ -146,7 +145,7 @@ fn damage_is_found_and_healed() {
         let found = store.run(["check", "--deep"]);
         assert_eq!(found.code(), 1, "{found}");
         assert!(found.stdout.contains(object), "{found}");
-        // The same layers again, with what is there read instead of trusted by its size.
+        // The same layers again, with existing files hashed instead of trusted by size.
         let parts = layers();
         let archive = directory().join("again.tar");
         let options = ["--compress", "none", "--cmd", "/srv/hello"];
@@ -186,7 +185,7 @@ fn a_damaged_import_is_named_and_healed_by_importing_again() {
             found.stdout.contains("`cowl check --repair FROM` heals"),
             "{found}"
         );
-        // By its size it is whole.
+        // Its size is unchanged.
         store.ok(["import", plain.to_str().unwrap(), "plain:1"]);
         assert_eq!(store.run(["check", "--deep"]).code(), 1);
         store.ok(["import", "--verify", plain.to_str().unwrap(), "plain:1"]);
@@ -194,7 +193,7 @@ fn a_damaged_import_is_named_and_healed_by_importing_again() {
     });
 }
 
-/// As Docker warns.
+/// With Docker's warning.
 #[test]
 fn load_warns_of_an_image_for_another_processor() {
     root(|| {
@@ -284,7 +283,8 @@ print(config['Cmd'], config['User'], image['history'][0]['comment'], image['arch
     });
 }
 
-/// Decoders and the recorder of a layer take hundreds of KiB, which the caller may not have.
+/// Decoders and the recorder of a layer need hundreds of KiB, more than the caller's stack may
+/// have.
 #[test]
 fn images_come_and_go_on_a_small_stack() {
     root(|| {
@@ -306,7 +306,7 @@ done
     });
 }
 
-/// More than a pipe holds is written to each, so it has read some of it and waits for the rest.
+/// Each gets more than a pipe holds, so it has read some of it and waits for the rest.
 fn commands_do_not_wait_for_anothers_input() {
     let store = shop("store");
     let place = directory();
@@ -330,7 +330,7 @@ fn commands_do_not_wait_for_anothers_input() {
             .unwrap();
         let mut stdin = slow.stdin.take().unwrap();
         stdin.write_all(&input[..400_000]).unwrap();
-        // It shares a file with the other, which must not be lost.
+        // It shares a file with the other image, which must not be lost.
         assert!(store.ok(["rmi", "other"]).contains("Deleted: "));
         store.ok(["import", place.join("other.tar").to_str().unwrap(), "again"]);
         store.ok(["rmi", "again"]);
@@ -354,8 +354,7 @@ fn commands_do_not_wait_for_anothers_input_as_user() {
     user(|| commands_do_not_wait_for_anothers_input());
 }
 
-/// Standard input as other programs make it: a pipe, a socket (Node.js), a pipe that another user
-/// made (sudo).
+/// Standard input of several kinds: a pipe, a socket (Node.js), another user's pipe (sudo).
 #[test]
 fn an_archive_comes_from_any_standard_input() {
     root(|| {
@@ -395,7 +394,7 @@ sys.exit(done.stderr) if done.returncode else print(done.stdout, end='')
     });
 }
 
-/// Three images that are unlike in name, label and age.
+/// Three images with different names, labels and ages.
 fn several() -> Store {
     let store = Store::new("store");
     let base = layers().join("base.tar");

@@ -1,4 +1,4 @@
-//! What a command holds in memory is bounded by the number of files, whatever they are.
+//! A command's memory is bounded by the number of files, whatever they contain.
 
 use std::ffi::OsStr;
 
@@ -7,7 +7,7 @@ use cowl_tests::profile::{directory, root};
 use cowl_tests::sample::scale;
 use cowl_tests::store::Store;
 
-/// Writes a tar of so many files: all empty, or each with a content that no other has.
+/// Writes a tar of N files: all empty, or each with a unique content.
 const ARCHIVE: &str = "
 import sys
 def header(name, size):
@@ -28,7 +28,7 @@ with open(path, 'wb') as archive:
         archive.write(content + bytes(-len(content) % 512))
     archive.write(bytes(1024))";
 
-/// Runs a program and prints the KiB that it had in memory at most, as the kernel counted them.
+/// Runs a program and prints its peak memory in KiB, as counted by the kernel.
 const PEAK: &str = "
 import os, sys
 child = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ, file_actions=[(os.POSIX_SPAWN_OPEN, 1, '/dev/null', os.O_WRONLY, 0)])
@@ -37,7 +37,7 @@ assert status == 0, status
 print(usage.ru_maxrss)";
 
 fn import_needs_200_bytes_a_file_at_most(contents: &str) {
-    // What a file costs at the worst moment shows with a million: 64 MiB hide it before.
+    // The peak cost per file shows with a million files: below that, the 64 MiB hide it.
     let files: u64 = if scale() > 1 { 1_000_000 } else { 300_000 };
     let place = directory();
     let archive = place.join("many.tar");

@@ -1,5 +1,5 @@
-//! A worker or an engine may be killed at any time: what was made stays whole, and everything can
-//! be taken away again.
+//! A worker or an engine may be killed at any time: finished changes stay intact, and everything
+//! can be removed.
 
 use std::fs;
 
@@ -16,8 +16,8 @@ use cowl_tests::store::Store;
 /// How often a worker is killed.
 const ROUNDS: usize = 8;
 
-/// Files with what they must hold, so that any that is there can be told to be whole. `made` lists
-/// what was finished.
+/// Files with predictable contents, so that each existing one can be verified. `made` lists the
+/// finished ones.
 const CHANGER: &str = r#"
 cd "$1"
 i=0
@@ -62,7 +62,7 @@ fn an_upper_survives_its_worker() {
                 .unwrap_or_else(|error| panic!("round {round}: {name} was made, but: {error}"));
             assert_eq!(format!("dir-{content}"), format!("{name}\n"));
         }
-        // Every file that is there holds what it may hold, and everything can be removed.
+        // Every existing file has its expected content, and everything can be removed.
         let odd = shell(
             mount.path(),
             "for f in lower/*; do head -n 1 $f | grep -qx \"${f#lower/}\" || echo $f; done",
@@ -95,7 +95,8 @@ fn an_upper_survives_its_worker_as_user() {
     user(|| an_upper_survives_its_worker());
 }
 
-/// `cowl run` is a client: killed, its container goes on, is listed, and can be removed.
+/// `cowl run` is a client: if it is killed, its container keeps running, is listed, and can be
+/// removed.
 fn a_container_survives_cowl_run() {
     let store = shop("store");
     let running = Running::start(
@@ -191,16 +192,16 @@ fn a_program_that_outlives_its_monitor_is_ended_as_user() {
     user(|| a_program_that_outlives_its_monitor_is_ended());
 }
 
-/// A command that looks at a container while it is started does not take it for one whose monitor
-/// was killed, which it would end. The command is stopped between two of its looks.
+/// A command that examines a container during its start does not mistake it for one whose monitor
+/// was killed, and kill it. The command is stopped between two of its checks.
 #[test]
-fn ps_spares_a_container_that_is_started_while_it_looks() {
+fn ps_does_not_kill_a_container_that_is_started_meanwhile() {
     root(|| {
         let store = shop("store");
         let script = "test -e /again && exec sleep 1000; : > /again";
         let run = ["run", "--name", "web", "shop", "sh", "-c", script];
         store.ok(run);
-        // Before and behind its looks at the locks.
+        // Before and after its checks of the locks.
         for look in ["1", "2"] {
             let log = directory().join(format!("strace-{look}.log"));
             let own = store.command(["ps", "-a"]);
@@ -236,9 +237,9 @@ fn ps_spares_a_container_that_is_started_while_it_looks() {
     });
 }
 
-/// A process that holds a descriptor of a container's files, as another container may that was sent
-/// one, holds up no other.
-fn a_mount_that_somebody_holds_holds_up_no_command() {
+/// A process that holds a descriptor of a container's files, such as another container that was
+/// sent one, blocks no command.
+fn a_mount_kept_busy_blocks_no_command() {
     let store = shop("store");
     let options = ["--rm", "--name", "held"];
     let running = Running::start(&store, &options, "ready; read -r line < /host/never");
@@ -273,21 +274,20 @@ fn a_mount_that_somebody_holds_holds_up_no_command() {
 }
 
 #[test]
-fn a_mount_that_somebody_holds_holds_up_no_command_as_root() {
-    root(|| a_mount_that_somebody_holds_holds_up_no_command());
+fn a_mount_kept_busy_blocks_no_command_as_root() {
+    root(|| a_mount_kept_busy_blocks_no_command());
 }
 
 #[test]
-fn a_mount_that_somebody_holds_holds_up_no_command_as_user() {
-    user(|| a_mount_that_somebody_holds_holds_up_no_command());
+fn a_mount_kept_busy_blocks_no_command_as_user() {
+    user(|| a_mount_kept_busy_blocks_no_command());
 }
 
-/// What a container makes of files that fail is its own affair; that they were lost is not told by
-/// its exit code.
-fn a_container_without_its_worker_is_no_success() {
+/// A container may ignore failing files; its exit code must still report the loss.
+fn a_container_that_loses_its_worker_fails() {
     let store = shop("store");
-    // It asks for nothing meanwhile: a request that killed two workers fails, before the mount is
-    // cut off, and the program could end of that.
+    // The program sends no request meanwhile: a request that killed two workers fails before the
+    // mount is cut off, which could end the program.
     let script = "ready; read -r line < /host/never; exit 0";
     let running = Running::start(&store, &["--name", "cut"], script);
     cut_off();
@@ -298,13 +298,13 @@ fn a_container_without_its_worker_is_no_success() {
 }
 
 #[test]
-fn a_container_without_its_worker_is_no_success_as_root() {
-    root(|| a_container_without_its_worker_is_no_success());
+fn a_container_that_loses_its_worker_fails_as_root() {
+    root(|| a_container_that_loses_its_worker_fails());
 }
 
 #[test]
-fn a_container_without_its_worker_is_no_success_as_user() {
-    user(|| a_container_without_its_worker_is_no_success());
+fn a_container_that_loses_its_worker_fails_as_user() {
+    user(|| a_container_that_loses_its_worker_fails());
 }
 
 /// They are dead when it returns.
@@ -324,16 +324,15 @@ fn kill_all(name: &str) {
     }
 }
 
-/// What became of a mount can be read afterwards: in the store's log, since its processes have no
-/// terminal.
+/// The fate of a mount is in the store's log, since its processes have no terminal.
 fn the_death_of_a_worker_is_in_the_log() {
     let store = shop("store");
     let mount = store.mount("shop", "mnt");
-    // It is dead before the others are killed: SIGKILL would come before the signal that it has.
+    // It is dead before the others are killed: SIGKILL would overtake its pending signal.
     let first = pidfd_open(worker(), PidfdFlags::empty()).unwrap();
     pidfd_send_signal(&first, Signal::ABORT).unwrap();
     assert!(readable(&first, NEVER));
-    // Answered by the next one, where there is one.
+    // Answered by its successor, if there is one.
     run(program("ls", ["-lR"]).arg(mount.path()));
     cut_off();
     let log = fs::read_to_string(store.root().join("mountd.log")).unwrap();
@@ -357,7 +356,7 @@ fn the_death_of_a_worker_is_in_the_log_as_user() {
 
 /// A keeper without a worker, and a worker without a keeper, end by themselves.
 #[test]
-fn a_killed_keeper_takes_the_mount_along() {
+fn a_mount_without_its_keeper_never_hangs() {
     root(|| {
         let store = shop("store");
         let mount = store.mount("shop", "mnt");
@@ -365,7 +364,7 @@ fn a_killed_keeper_takes_the_mount_along() {
         let pidfd = pidfd_open(keeper, PidfdFlags::empty()).unwrap();
         kill_process(keeper, Signal::KILL).unwrap();
         assert!(readable(&pidfd, NEVER));
-        // Served on or cut off, never hanging.
+        // Served or cut off, never hanging.
         run(program("ls", ["-lR"]).arg(mount.path()));
         mount.unmount();
     });

@@ -1,7 +1,7 @@
-//! Images hold what their archives say: tars of several makers and formats, loaded and mounted,
-//! agree entry by entry with a plain extraction (mode, ids, times to the nanosecond, extended
-//! attributes, hard links, contents), alone and stacked with whiteouts, opaque directories and
-//! links into the layers below.
+//! Images equal their archives: tars by several programs and in several formats, loaded and
+//! mounted, agree entry by entry with a plain extraction (mode, ids, times to the nanosecond,
+//! extended attributes, hard links, contents), alone and stacked with whiteouts, opaque directories
+//! and links into the layers below.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ use cowl_tests::profile::{Privilege, current, directory, root, user};
 use cowl_tests::store::{Store, extract, make_image};
 use cowl_tests::tree;
 
-/// What every format can say. `$1`: root adds devices and other owners.
+/// Entries that every format supports. `$1`: root adds devices and other owners.
 const PLAIN: &str = r#"
 mkdir -p src/dir/sub src/empty src/sticky; chmod 1777 src/sticky; chmod 0700 src/empty
 printf hello > src/file; chmod 4755 src/file; : > src/dir/nothing
@@ -25,7 +25,7 @@ fi
 find src -depth -exec touch -h -d '1999-12-31T23:59:58Z' {} +
 "#;
 
-/// What only GNU and PAX headers can say.
+/// Entries that only GNU and PAX headers support.
 const RICH: &str = r#"
 long=$(printf 'n%.0s' $(seq 200)); mkdir -p "src/$long/$long"; printf deep > "src/$long/$long/$long"
 ln -s "$long/$long/$long/$long" src/long-target
@@ -34,7 +34,7 @@ if [ "$1" = root ]; then chown 3000000:4000000 "src/$long"; fi
 find src -depth -exec touch -h -d '1999-12-31T23:59:58Z' {} +
 "#;
 
-/// What only PAX headers can say.
+/// Entries that only PAX headers support.
 const PAX: &str = r#"
 find src -depth -exec touch -h -d '1999-12-31T23:59:58.123456789Z' {} +
 touch -h -d '1965-05-05T05:05:05.5Z' src/file
@@ -74,7 +74,7 @@ enum Maker {
     Busybox,
 }
 
-/// Each maker of archives, how much of [`ALL`] it can hold, and how it is run.
+/// Each program that writes archives, how much of [`ALL`] it supports, and how it is run.
 const MAKERS: [(&str, usize, Maker); 9] = [
     ("GNU tar, ustar", 1, Maker::Gnu(&["--format=ustar"])),
     ("GNU tar, gnu", 2, Maker::Gnu(&["--format=gnu"])),
@@ -146,7 +146,7 @@ fn every_maker_agrees() {
         maker.make();
         let layer = place.join("layer.tar");
         if *richness == ALL.len() && matches!(maker, Maker::Gnu(_)) {
-            // Nothing is lost here (Python splits links to links), so the judge itself is judged.
+            // Checks the extraction itself: nothing is lost (Python splits links to links).
             let judge = extract(&place.join(format!("judge-{number}")), [&layer]);
             tree::assert_same(&tree::read(&place.join("src")), &judge, name);
         }

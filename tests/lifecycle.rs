@@ -4,7 +4,7 @@ use cowl_tests::busybox::{containers, in_shop, shop};
 use cowl_tests::profile::{directory, root, user};
 use cowl_tests::store::Store;
 
-/// What `ps -a` says about the container of this name.
+/// The line of `ps -a` for the container with this name.
 fn listed(store: &Store, name: &str) -> String {
     let all = store.ok(["ps", "-a"]);
     let line = all.lines().find(|line| line.ends_with(name));
@@ -18,7 +18,7 @@ fn a_created_container_stays_until_it_is_removed() {
     assert_eq!(containers(&store), [id.trim()]);
     assert!(listed(&store, "first").contains("Created"));
     assert_eq!(store.ok(["ps"]).lines().count(), 1, "it does not run");
-    // Commands that clear up after others leave it alone.
+    // Commands that clean up after others do not touch it.
     in_shop(&store, &["--rm"], &["true"]).ok();
     store.ok(["create", "--rm", "--name", "second", "shop", "true"]);
     store.ok(["rm", "second"]);
@@ -135,7 +135,7 @@ fn options_have_their_effect() {
         out(&["--env-file", file, "-e", "B=given"], "echo $A, $B"),
         "from file, given\n"
     );
-    // One of a container that was not made is not left.
+    // The file of a container that was not created is removed.
     let cidfile = directory().join("cid");
     for _ in 0..2 {
         let create = ["create", "--cidfile", cidfile.to_str().unwrap(), "nosuch"];
@@ -339,13 +339,13 @@ fn inspect_speaks_dockers_json_and_templates() {
     assert_eq!(field("first", io_mode), "cached (default)");
     assert_eq!(field("second", io_mode), "writeback");
     let whiteouts = "{{.GraphDriver.Data.Whiteouts}}";
-    // A first mount finds it out: `first` was mounted when its volume was filled.
+    // The first mount determines it: `first` was mounted to fill its volume.
     assert_eq!(field("second", whiteouts), "");
     assert_eq!(field("first", whiteouts), "devices");
     store.ok(["start", "first"]);
     store.ok(["wait", "first"]);
     assert_eq!(field("second", "{{index .Config.Labels \"kind\"}}"), "two");
-    // Two processes read it alike: what is printed is JSON.
+    // The output is valid JSON.
     let printed = store.ok(["container", "inspect", "first", "second"]);
     let script = "import json, sys; print([c['Name'] for c in json.load(sys.stdin)])";
     let python = cowl_tests::command::shell(
@@ -355,7 +355,8 @@ fn inspect_speaks_dockers_json_and_templates() {
     );
     assert_eq!(python, "['/first', '/second']\n");
     let missing = store.run(["inspect", "-f", "{{.Id}}", "nosuch"]);
-    // Of nothing Docker's command prints a line (`TemplateInspector.Flush` of docker/cli).
+    // Without results Docker's client prints an empty line (`TemplateInspector.Flush` of
+    // docker/cli).
     assert_eq!((missing.code(), missing.stdout.as_str()), (1, "\n"));
     assert!(
         missing.stderr.contains("No such object: nosuch"),

@@ -1,6 +1,5 @@
-//! The lower never changes: every object's bytes, size, mode and time are the same after
-//! everything that can be done to it through mounts and containers. (`model` checks the same after
-//! its own runs.)
+//! The lower never changes: every object's bytes, size, mode and time are the same after every kind
+//! of operation through mounts and containers. (`model` checks the same after its own runs.)
 
 use std::os::unix::fs::PermissionsExt as _;
 
@@ -9,8 +8,8 @@ use cowl_tests::command::{python, shell};
 use cowl_tests::profile::{Privilege, current, directory, root, user};
 use cowl_tests::store::Store;
 
-/// Every way to change a file that has a name here. Files with readers that stay open, and
-/// mappings, come first: the kernel serves those from the object itself.
+/// Every known way to change a file. Files with open readers, and mappings, come first: the kernel
+/// serves those from the object itself.
 const CHANGES: &str = r#"
 import errno, mmap, os, sys
 root = sys.argv[1]
@@ -56,8 +55,8 @@ fn objects_stay_as_they_are() {
     let store = Store::new("store");
     let content = directory().join("content");
     std::fs::create_dir(&content).unwrap();
-    // Small, large, programs (which are served in other ways), several names for one file, one
-    // content in two files.
+    // Small and large files, programs (which are served differently), hard links, and two files
+    // with one content.
     shell(
         &content,
         "cp /bin/true program; cp /bin/bash large-program; seq 1 400000 > large; echo small > small; mkdir dir

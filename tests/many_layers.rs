@@ -1,4 +1,4 @@
-//! What a mount costs depends neither on its layers, which were merged when the image came in, nor
+//! The cost of a mount depends neither on the number of its layers, which were merged at load, nor
 //! on the other images of the store.
 
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use cowl_tests::store::{Store, make_image};
 
 const LAYERS: usize = 500;
 const IMAGES: usize = 500;
-/// System calls that longer files cost: an image's configuration and its record name every layer.
+/// Extra system calls for longer files: an image's configuration and record name every layer.
 const READING: usize = 50;
 
 /// A layer of one file for each number, and one layer of all files.
@@ -73,7 +73,7 @@ fn a_mount_among_500_images_takes_the_system_calls_of_one() {
     });
 }
 
-/// Of the command itself: what the keeper and the worker do begins with the merged tree.
+/// Counted for the command itself: keeper and worker start from the merged tree.
 fn system_calls_of_mount(store: &Store, image: &str, file: &str, content: &str) -> usize {
     let place = directory();
     shell(&place, "mkdir mnt", [""; 0]);

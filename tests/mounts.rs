@@ -1,5 +1,5 @@
-//! What `cowl mount` promises beside the behaviour of files: read-only without an upper, several
-//! at once, figures of the file system below, and nothing left when it is gone.
+//! Promises of `cowl mount` beyond file semantics: read-only without an upper, several at once,
+//! statfs of the file system below, and nothing left after unmounting.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -15,7 +15,7 @@ use cowl_tests::requests::worker;
 use cowl_tests::store::mounted_kind;
 use cowl_tests::tree;
 
-fn without_an_upper_it_is_read_only() {
+fn a_mount_without_an_upper_is_read_only() {
     let store = shop("store");
     let mount = store.mount("shop", "mnt");
     let changes = [
@@ -46,17 +46,17 @@ fn without_an_upper_it_is_read_only() {
 }
 
 #[test]
-fn without_an_upper_it_is_read_only_as_root() {
-    root(|| without_an_upper_it_is_read_only());
+fn a_mount_without_an_upper_is_read_only_as_root() {
+    root(|| a_mount_without_an_upper_is_read_only());
 }
 
 #[test]
-fn without_an_upper_it_is_read_only_as_user() {
-    user(|| without_an_upper_it_is_read_only());
+fn a_mount_without_an_upper_is_read_only_as_user() {
+    user(|| a_mount_without_an_upper_is_read_only());
 }
 
-/// Mounts of one image do not see each other's changes, and each comes back as it was left.
-fn several_mounts_are_apart() {
+/// Mounts of one image do not see each other's changes, and each keeps its own over a remount.
+fn mounts_of_one_image_are_independent() {
     let store = shop("store");
     let plain = store.mount("shop", "plain");
     let before = tree::read(plain.path());
@@ -89,17 +89,17 @@ fn several_mounts_are_apart() {
 }
 
 #[test]
-fn several_mounts_are_apart_as_root() {
-    root(|| several_mounts_are_apart());
+fn mounts_of_one_image_are_independent_as_root() {
+    root(|| mounts_of_one_image_are_independent());
 }
 
 #[test]
-fn several_mounts_are_apart_as_user() {
-    user(|| several_mounts_are_apart());
+fn mounts_of_one_image_are_independent_as_user() {
+    user(|| mounts_of_one_image_are_independent());
 }
 
-/// Free space is that of the file system the upper lies on; names may be as long as there.
-fn figures_are_the_uppers() {
+/// Free space and the longest name are those of the upper's file system.
+fn statfs_is_that_of_the_uppers_file_system() {
     let store = shop("store");
     let mount = store.mount_upper("shop", "mnt");
     let figures =
@@ -109,18 +109,17 @@ fn figures_are_the_uppers() {
 }
 
 #[test]
-fn figures_are_the_uppers_as_root() {
-    root(|| figures_are_the_uppers());
+fn statfs_is_that_of_the_uppers_file_system_as_root() {
+    root(|| statfs_is_that_of_the_uppers_file_system());
 }
 
 #[test]
-fn figures_are_the_uppers_as_user() {
-    user(|| figures_are_the_uppers());
+fn statfs_is_that_of_the_uppers_file_system_as_user() {
+    user(|| statfs_is_that_of_the_uppers_file_system());
 }
 
-/// Numbers of files stay what they were: over copy-up, rename and remount; two names of a file
-/// have one.
-fn inode_numbers_stay() {
+/// Inode numbers are stable over copy-up, rename and remount; hard links share one.
+fn inode_numbers_are_stable() {
     let store = shop("store");
     let mut mount = store.mount_upper("shop", "mnt");
     let number = |point: &std::path::Path, name: &str| {
@@ -129,8 +128,8 @@ fn inode_numbers_stay() {
     };
     let mut names = vec!["etc/motd", "srv", "srv/catalogue.txt", "bin/sh"];
     if current() == Privilege::Root {
-        // Without privilege a symbolic link takes no mark, so one that is copied up is another
-        // file after a remount.
+        // Without privilege a symbolic link cannot have a mark, so after copy-up and a remount it
+        // is another file.
         names.push("usr/bin/env");
     }
     let before: Vec<u64> = names
@@ -171,18 +170,18 @@ for name in os.scandir(sys.argv[1]):
 }
 
 #[test]
-fn inode_numbers_stay_as_root() {
-    root(|| inode_numbers_stay());
+fn inode_numbers_are_stable_as_root() {
+    root(|| inode_numbers_are_stable());
 }
 
 #[test]
-fn inode_numbers_stay_as_user() {
-    user(|| inode_numbers_stay());
+fn inode_numbers_are_stable_as_user() {
+    user(|| inode_numbers_are_stable());
 }
 
-/// Unmounted by other hands (`umount`, as a system that shuts down does it): keeper and worker
-/// end, the lease goes.
-fn a_foreign_umount_ends_it() {
+/// After `umount` by another program, as at shutdown, keeper and worker end, and the lease is
+/// released.
+fn umount_by_another_program_ends_the_mount() {
     let store = shop("store");
     let mount = store.mount_upper("shop", "mnt");
     shell(mount.path(), "echo x > new", [""; 0]);
@@ -195,20 +194,18 @@ fn a_foreign_umount_ends_it() {
     system("umount", [&point]);
     assert_eq!(mounted_kind(&point), None);
     mount.forget();
-    // The same upper can be mounted again at once, or as soon as the keeper has let go; cowl waits
-    // for that.
+    // The upper can be mounted again at once: cowl waits until the keeper has released it.
     let mount = store.mount_upper("shop", "mnt");
     assert_eq!(fs::read_to_string(mount.path().join("new")).unwrap(), "x\n");
     mount.unmount();
 }
 
 #[test]
-fn a_foreign_umount_ends_it_as_root() {
-    root(|| a_foreign_umount_ends_it());
+fn umount_by_another_program_ends_the_mount_as_root() {
+    root(|| umount_by_another_program_ends_the_mount());
 }
 
-/// Runs a shell in a mount namespace of its own until it is told to end: `script` first, then it
-/// waits.
+/// Runs a shell in a mount namespace of its own: first `script`, then it waits until told to end.
 struct Elsewhere {
     shell: Child,
 }
@@ -239,8 +236,8 @@ impl Elsewhere {
     }
 }
 
-/// What was mounted in a mount namespace ends with it: its processes do not keep it alive, so they
-/// end too, and the upper can be mounted again.
+/// A mount ends with its mount namespace: its processes do not keep that alive, so they end too,
+/// and the upper can be mounted again.
 fn a_mount_ends_with_its_namespace() {
     let store = shop("store");
     let (point, upper) = (directory().join("mnt"), directory().join("mnt.upper"));
@@ -279,9 +276,9 @@ fn a_mount_ends_with_its_namespace_as_user() {
     user(|| a_mount_ends_with_its_namespace());
 }
 
-/// A namespace that was made while something was mounted has a copy of it: umount says so, and does
-/// not wait for the end of a process that may never end.
-fn a_copy_elsewhere_is_named() {
+/// A namespace created while something is mounted has a copy of the mount: umount reports that, and
+/// does not wait for a process that may never end.
+fn umount_names_a_process_with_a_copy_of_the_mount() {
     let store = shop("store");
     let mount = store.mount_upper("shop", "mnt");
     let elsewhere = Elsewhere::new("", [""; 0]);
@@ -299,17 +296,17 @@ fn a_copy_elsewhere_is_named() {
 }
 
 #[test]
-fn a_copy_elsewhere_is_named_as_root() {
-    root(|| a_copy_elsewhere_is_named());
+fn umount_names_a_process_with_a_copy_of_the_mount_as_root() {
+    root(|| umount_names_a_process_with_a_copy_of_the_mount());
 }
 
 #[test]
-fn a_copy_elsewhere_is_named_as_user() {
-    user(|| a_copy_elsewhere_is_named());
+fn umount_names_a_process_with_a_copy_of_the_mount_as_user() {
+    user(|| umount_names_a_process_with_a_copy_of_the_mount());
 }
 
-/// `umount` waits for the mount's own processes, however long they take. For this one time passes
-/// quickly: its first waits end at once.
+/// `umount` waits for the mount's own processes, however long they take. Here its first waits are
+/// made to time out at once.
 fn umount_waits_for_a_slow_worker() {
     let store = shop("store");
     let mount = store.mount("shop", "mnt");
@@ -324,7 +321,7 @@ fn umount_waits_for_a_slow_worker() {
         .args(umount.get_args())
         .spawn()
         .unwrap();
-    // By then it has looked for others that have the mount, and there are none.
+    // By then it has checked for other holders of the mount, and found none.
     let waits_on = || {
         let calls = fs::read_to_string(&log).unwrap_or_default();
         calls.lines().count() > 100
@@ -347,10 +344,10 @@ fn umount_waits_for_a_slow_worker_as_user() {
     user(|| umount_waits_for_a_slow_worker());
 }
 
-/// A mount can be taken away as soon as `cowl mount` has returned, however slow the daemons are in
-/// finishing what they do.
+/// A mount can be unmounted as soon as `cowl mount` has returned, however slow the daemons are to
+/// finish.
 #[test]
-fn a_mount_is_free_for_unmounting_at_once() {
+fn umount_right_after_mount_succeeds() {
     root(|| {
         let store = shop("store");
         let point = directory().join("mnt");
@@ -365,8 +362,7 @@ fn a_mount_is_free_for_unmounting_at_once() {
     });
 }
 
-/// Nothing of the caller stays open in the daemons: a pipe that was its output ends with `cowl
-/// mount`.
+/// The daemons keep no descriptor of the caller: its output pipe closes with `cowl mount`.
 #[test]
 fn the_daemons_hold_nothing_of_the_caller() {
     root(|| {
@@ -381,7 +377,8 @@ fn the_daemons_hold_nothing_of_the_caller() {
     });
 }
 
-/// As Docker refuses to remove the image of a container. With force the mount keeps what it needs.
+/// As Docker refuses to remove an image in use by a container. With force the mount keeps what it
+/// needs.
 fn rmi_of_a_mounted_image() {
     let store = shop("store");
     let mount = store.mount_upper("shop", "mnt");
@@ -406,7 +403,7 @@ fn rmi_of_a_mounted_image() {
     mount.unmount();
     let upper = fs::read_to_string(directory().join("mnt.upper/new")).unwrap();
     assert_eq!(upper, "new");
-    // Now nothing needs it, and nothing refuses.
+    // Now it is unused, and can be removed.
     let store = shop("store");
     assert!(store.ok(["rmi", "shop"]).contains("Deleted: "));
     assert_eq!(store.objects_by_name(), "");

@@ -1,5 +1,5 @@
-//! Where a mount differs from a local file system: one test for each line of docs/posix.md, so
-//! that each difference is exactly that one.
+//! Differences of a mount from a local file system: one test for each line of docs/posix.md, which
+//! pins the exact difference.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
@@ -118,8 +118,8 @@ fn open_rdonly_with_o_trunc_of_a_running_program_truncates_it() {
     });
 }
 
-/// Such an open file cannot be opened again for writing through /proc/self/fd once another has
-/// changed it: ESTALE. By its name it can.
+/// Such an open file cannot be reopened for writing through /proc/self/fd once another process has
+/// changed it (ESTALE); by its name it can.
 #[test]
 fn reopening_a_passthrough_reader_for_writing_gives_estale() {
     root(|| {
@@ -148,12 +148,13 @@ fn truncating_open_does_not_disturb_a_running_program() {
                 .stdout(Stdio::piped())
                 .spawn()
                 .unwrap();
-            // It runs when it has answered.
+            // Its output shows that it runs.
             let (mut input, mut output) =
                 (child.stdin.take().unwrap(), child.stdout.take().unwrap());
             input.write_all(b"1").unwrap();
             output.read_exact(&mut [0]).unwrap();
-            // Busy as on any file system, or changed beside it; never under it.
+            // ETXTBSY as on any file system, or replaced beside the running program; never changed
+            // under it.
             match OpenOptions::new().write(true).truncate(true).open(&path) {
                 Ok(mut file) => file.write_all(b"broken").unwrap(),
                 Err(error) => assert_eq!(error.raw_os_error(), Some(libc::ETXTBSY)),
@@ -168,7 +169,7 @@ fn truncating_open_does_not_disturb_a_running_program() {
     });
 }
 
-/// What is written through a file that was open before it became set-id loses the bit, also
+/// A write through a descriptor that was open before the file became set-id drops the bit, also
 /// when root writes: on other file systems it would stay.
 #[test]
 fn write_to_an_open_file_that_became_set_id_drops_the_bits() {
@@ -185,7 +186,7 @@ fn write_to_an_open_file_that_became_set_id_drops_the_bits() {
                 _ => 0o6000,
             };
             assert_eq!(mode(&path) & 0o6000, kept);
-            // Opened after, it is written through the worker, and root keeps the bits.
+            // If opened afterwards, it is written through the worker, and root keeps the bits.
             let path = mount.path().join("other");
             fs::write(&path, "text").unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(0o6755)).unwrap();
@@ -220,7 +221,7 @@ try:
 except PermissionError: print('refused')
 ";
 
-/// A stranger's change takes set-id bits and capabilities away, in every way there is to write.
+/// A stranger's change drops set-id bits and capabilities, for every way to write.
 #[test]
 fn write_by_a_stranger_drops_set_id_bits_and_capabilities() {
     root(|| {
@@ -251,7 +252,7 @@ fn write_by_a_stranger_drops_set_id_bits_and_capabilities() {
     });
 }
 
-/// A user that may not write the file takes nothing away from it by trying to.
+/// A refused write by a user without permission drops nothing.
 #[test]
 fn refused_write_by_a_stranger_drops_nothing() {
     root(|| {
@@ -269,9 +270,9 @@ fn refused_write_by_a_stranger_drops_nothing() {
     });
 }
 
-/// The kernel asks for `chown(path, -1, -1)` with the same request as before a write, and does not
-/// name the caller: so this clears set-id bits for every user, where other file systems refuse it
-/// to all but the owner. Nothing is gained by it, but a set-id program can be made an ordinary one.
+/// For `chown(path, -1, -1)` the kernel sends the same request as before a write, without the
+/// caller: so this clears set-id bits for every user, where other file systems allow it only to the
+/// owner. It gains no privilege, but can make a set-id program an ordinary one.
 #[test]
 fn chown_to_minus_one_by_a_stranger_drops_set_id_bits() {
     root(|| {
@@ -341,7 +342,7 @@ fn write_by_a_stranger_keeps_setgid_without_group_execute() {
     });
 }
 
-/// Root's write takes a capability away, as everywhere, and set-group-id with it.
+/// Root's write drops a capability, as everywhere, and set-group-id with it.
 #[test]
 fn write_by_root_to_a_file_with_a_capability_drops_setgid_too() {
     root(|| {
@@ -358,7 +359,7 @@ fn write_by_root_to_a_file_with_a_capability_drops_setgid_too() {
     });
 }
 
-/// A removed directory has no place in the upper where an attribute could be kept.
+/// A removed directory has no file in the upper that could keep an attribute.
 #[test]
 fn setxattr_on_a_removed_open_directory_fails() {
     root(|| {
@@ -373,7 +374,7 @@ fn setxattr_on_a_removed_open_directory_fails() {
     });
 }
 
-/// What the kernel has not written out yet would be taken for a hole.
+/// Data that the kernel has not written out yet would look like a hole.
 #[test]
 fn seek_hole_gives_the_end_of_the_file_under_the_writeback_cache() {
     user(|| {
@@ -386,8 +387,7 @@ fn seek_hole_gives_the_end_of_the_file_under_the_writeback_cache() {
     });
 }
 
-/// The kernel writes out what it holds back and does not tell the worker, so the disk below is not
-/// asked to sync.
+/// The kernel writes out its cache but sends no SYNCFS, so the disk below is not synced.
 #[test]
 fn syncfs_is_not_passed_on() {
     root(|| {

@@ -1,7 +1,6 @@
-//! Large files are read at the kernel's speed, and a copy-up holds up no other request.
+//! Large files are read at the kernel's speed, and a copy-up blocks no other request.
 //!
-//! That the count of READ requests counts is shown by the ordinary user's mount, which must be
-//! asked for what it reads.
+//! The ordinary user's mount, which needs READ requests, shows that the count works.
 
 use std::fs;
 use std::io::Read as _;
@@ -19,8 +18,7 @@ use cowl_tests::profile::{NEVER, Privilege, current, directory, readable, root, 
 use cowl_tests::requests::{READ, during, worker};
 use cowl_tests::store::Store;
 
-/// 1 GiB that holes, deduplication and compression cannot make small, and files to look at
-/// meanwhile.
+/// 1 GiB that holes, deduplication and compression cannot shrink, and files to look up meanwhile.
 const CONTENT: &str = r#"
 import io, os, sys, tarfile
 mebibytes, files = int(sys.argv[1]), int(sys.argv[2])
@@ -54,12 +52,12 @@ fn image(mebibytes: u32, files: u32) -> Store {
 }
 
 #[test]
-fn info_tells_privilege_and_io_modes_as_root() {
+fn info_shows_privilege_and_io_modes_as_root() {
     root(|| info_tells("root"));
 }
 
 #[test]
-fn info_tells_privilege_and_io_modes_as_user() {
+fn info_shows_privilege_and_io_modes_as_user() {
     user(|| info_tells("root of a user namespace of one id; unshare --map-auto maps more"));
 }
 
@@ -140,8 +138,8 @@ fn read_all(path: &Path) -> u64 {
     }
 }
 
-/// The copy-up lasts until the test ends it: a fifo stands in the object's place, and what copies
-/// it waits for a writer.
+/// The copy-up lasts until the test ends it: a FIFO replaces the object, so the copy waits for a
+/// writer.
 fn stat_does_not_wait_for_a_copy_up() {
     let store = image(1, 1_000);
     let object = shell(store.root(), "find objects -type f", [""; 0]);
@@ -160,7 +158,7 @@ fn stat_does_not_wait_for_a_copy_up() {
     while !mount.upper().join("big").exists() {
         std::thread::yield_now();
     }
-    // Each name is looked up for the first time, so each one asks the worker.
+    // Each name is looked up for the first time, so each lookup is a request.
     let looker = program("find", [mount.path().join("many").as_os_str()])
         .args(["-type", "f", "-newermt", "1960-01-01", "-printf", ""])
         .spawn()
@@ -168,7 +166,7 @@ fn stat_does_not_wait_for_a_copy_up() {
     let (copies, looks) = (pidfd(&copier), pidfd(&looker));
     assert!(readable(&looks, NEVER), "find waits for the copy-up");
     assert!(!readable(&copies, Duration::ZERO));
-    // Returns when the copy has opened it too; a fifo cannot be copied.
+    // Returns when the copy has opened it too; the copy of a FIFO then fails.
     drop(fs::OpenOptions::new().write(true).open(&object).unwrap());
     fs::rename(&kept, &object).unwrap();
     for (mut child, succeeds) in [(looker, true), (copier, false)] {

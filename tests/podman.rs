@@ -1,12 +1,12 @@
-//! Podman and Buildah over `cowl-mountd` as their mount program, as root and without it. Images
-//! are made here, of busybox; nothing comes from a network.
+//! Podman and Buildah with `cowl-mountd` as mount program, as root and rootless. Images are built
+//! from busybox, without network access.
 
 use cowl_tests::command::{binary, shell};
 use cowl_tests::profile::{directory, root};
 
-/// What every script below begins with: an image in $PWD/img.tar, and `podman` and `buildah` that
-/// keep all they have in $HOME and take the mount program $MOUNTD. runc is the runtime that takes
-/// every layout of control groups.
+/// The start of every script below: an image in $PWD/img.tar, and `podman` and `buildah` with their
+/// storage in $HOME and the mount program $MOUNTD. The runtime is runc, which supports every cgroup
+/// layout.
 const SETUP: &str = r#"
 set -eu
 cd "$HOME"
@@ -21,7 +21,7 @@ buildah() { command buildah $(storage) "$@"; }
 run() { podman run --network none ${PARENT:+--cgroup-parent "$PARENT"} "$@"; }
 "#;
 
-/// How a script is run as root.
+/// The command that runs a script as root.
 const AS_ROOT: &str = r#"exec sh -euc "$1""#;
 
 /// How one is run as an ordinary user, with subordinate ids and a /dev/fuse of its own.
@@ -40,8 +40,8 @@ export HOME=$PWD/home XDG_RUNTIME_DIR=$PWD/home/xdg MOUNTD=$PWD/mountd PARENT=
 exec setpriv --reuid 65534 --regid 65534 --clear-groups sh -euc "$1"
 "#;
 
-/// Runs a script after [`SETUP`], in mount and pid namespaces that end with it, whatever it leaves
-/// running: without root Podman keeps a process. Control groups have names of the test's own.
+/// Runs a script after [`SETUP`], in mount and pid namespaces that end with it: rootless Podman
+/// leaves a process running. The cgroups' names are unique to the test.
 fn contained(how: &str, script: &str) -> String {
     const AROUND: &str = r#"
 export HOME=$PWD MOUNTD=$1 PARENT=$2
@@ -118,7 +118,7 @@ fn podman_runs_with_its_users_own_id_as_user() {
     });
 }
 
-/// Several layers, each of which changes the one below in another way.
+/// Several layers, each changing the one below in another way.
 const BUILDAH: &str = r#"
 cat >img/Dockerfile <<END
 FROM scratch

@@ -1,8 +1,8 @@
-//! POSIX: pjdfstest, an outside judge of 398 cases, over a mount of ours.
+//! POSIX: pjdfstest, an external suite of 398 cases, on our mounts.
 //!
-//! `pjdfstest.expected` lists the cases that fail, each with its cause; the test fails when a case
-//! is missing from it or one too many is in it. That the judge itself works on this machine is
-//! shown by ext4 or whatever the test directory lies on, where no case may fail.
+//! `pjdfstest.expected` lists the failing cases, each with its cause; the test fails if a case is
+//! missing from it or listed wrongly. To check the suite on this machine, it also runs on the test
+//! directory's own file system, where no case may fail.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -17,11 +17,11 @@ use cowl_tests::skip::skip;
 use cowl_tests::store::Store;
 
 const CASES: usize = 398;
-/// Skipped where pathconf names no limit of links, as it does on ext4 but not on FUSE; so are the
-/// 13 `erofs_` cases, which would remount the file system read-only.
+/// Skipped where pathconf has no limit of links, as on FUSE but not on ext4; so are the 13 `erofs_`
+/// cases, which would remount the file system read-only.
 const UNBOUNDED: &str = "link::link_count_max";
-/// Passes or fails in passthrough, by whether a program that was truncated while it ran has died
-/// of it before the kernel looks for ETXTBSY (docs/posix.md).
+/// In passthrough this may pass or fail: it depends on whether a program truncated while running
+/// crashes before the kernel checks for ETXTBSY (docs/posix.md).
 const RACE_IN_PASSTHROUGH: &str = "open::etxtbsy";
 
 #[test]
@@ -159,13 +159,13 @@ fn failing_on_a_mount(io_mode: &'static str) -> BTreeSet<String> {
     found
 }
 
-/// The suite changes to other users, which have to reach the directory.
+/// The suite switches to other users, who must be able to reach the directory.
 fn open_to_all(place: &Path) {
     fs::create_dir(place).unwrap();
     fs::set_permissions(place, Permissions::from_mode(0o755)).unwrap();
 }
 
-/// Lines `case  # cause`; a cause is not optional.
+/// Lines `case  # cause`; the cause is mandatory.
 fn listed(text: &str) -> BTreeSet<String> {
     text.lines()
         .filter(|line| !line.is_empty() && !line.starts_with('#'))

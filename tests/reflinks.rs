@@ -1,6 +1,5 @@
-//! Where the file system shares blocks between files, `commit` takes contents from an upper and
-//! `unpack` gives them to files without a copy; elsewhere both copy, with the same result.
-//! `filefrag` says what the kernel shares.
+//! On file systems with reflinks, `commit` and `unpack` share blocks instead of copying; elsewhere
+//! both copy, with the same result. `filefrag` shows which blocks are shared.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -11,8 +10,7 @@ use cowl_tests::profile::{directory, root};
 use cowl_tests::store::Store;
 use cowl_tests::tree;
 
-/// What is made below a mount: a large file, one with a hole, and a small one, which is no
-/// reflink.
+/// Files created in a mount: a large one, one with a hole, and a small one, which is copied.
 const CHANGES: &str = r"
 head -c 3000000 /bin/bash > large; cat large large large > larger
 truncate -s 40M sparse; cat larger >> sparse; echo small > small

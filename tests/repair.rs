@@ -1,5 +1,5 @@
-//! `cowl check --repair`: each kind of file of the store is damaged and healed from each source,
-//! and what a source cannot give is named by path and image, with exit code 1.
+//! `cowl check --repair`: each kind of file in the store is damaged and repaired from each source,
+//! and what a source lacks is named by path and image, with exit code 1.
 
 use std::fs;
 use std::path::PathBuf;
@@ -9,8 +9,8 @@ use cowl_tests::profile::{directory, root, user};
 use cowl_tests::store::{Store, extract, make_image};
 use cowl_tests::tree::Tree;
 
-/// Two layers with contents in memory and on disk, a hard link and a whiteout; another writer's
-/// tar, so that its recipe is not canonical.
+/// Two layers with small and large contents, a hard link and a whiteout; the tar is from another
+/// program, so that its recipe is not canonical.
 const CONTENT: &str = r"
 mkdir -p one/dir two/dir
 for i in 1 2 3; do head -c $((i * 90000)) /bin/bash > one/dir/$i; done
@@ -25,10 +25,11 @@ byte=$(od -An -tu1 -j $half -N 1 "$1"); octal=$(printf %03o $((byte ^ 16)))
 printf "\\$octal" | dd of="$1" bs=1 seek=$half conv=notrunc status=none; chmod "$mode" "$1"
 "#;
 
-/// What is damaged: a shell script that prints its path, how, and which sources heal it. A
-/// compressed layer heals what it was made of, the store alone what follows from its other files.
+/// What to damage: a shell script that prints its path, how, and which sources repair it. A
+/// compressed layer repairs what was made from it, the store alone what can be derived from its
+/// other files.
 const DAMAGES: [(&str, &str, &[From]); 14] = [
-    // The object that both a tree and its recipe need, small or large, or nothing of it.
+    // The object that both a tree and its recipe need, small or large, or none.
     ("find objects -type f -size +200", FLIP, &ALL),
     ("grep -rlx small objects", FLIP, &ALL),
     ("find objects -type f -size +200", "rm -f \"$1\"", &ALL),
@@ -51,7 +52,7 @@ const OTHERS: [From; 2] = [From::Archive, From::Store];
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum From {
-    /// Nothing but the store, with the compressed layers that it keeps.
+    /// Only the store, with the compressed layers that it keeps.
     Itself,
     Archive,
     Store,
@@ -125,7 +126,7 @@ fn each_damage_is_healed_from_each_source() {
     }
 }
 
-/// All files of the store with their modes and bytes, but for what is random.
+/// All files of the store with their modes and bytes, except random ones.
 const LISTING: &str = r"
 find objects layers merged blobs refs \( -type f -printf '%m %p ' -exec sha256sum {} \; \) -o -printf '%y %p\n' | sort
 ";
@@ -170,8 +171,8 @@ fn a_blob_heals_the_blob_and_its_layer() {
     });
 }
 
-/// An imported image has no compressed layer: its tar heals it, whole or packed; a tar of something
-/// else, or a store that is damaged in the same place, does not.
+/// An imported image has no compressed layer: its tar repairs it, compressed or not; another tar,
+/// or a store with the same damage, does not.
 #[test]
 fn a_layers_tar_heals_an_import() {
     root(|| {

@@ -1,5 +1,4 @@
-//! What a failing sample prints repeats the failure: the same point, alone, as the command says
-//! it.
+//! The command that a failing sample prints repeats the failure at the same point alone.
 
 use std::path::Path;
 

@@ -1,5 +1,5 @@
-//! What the kernel knows it does not ask again: requests to a worker, counted, which depend on no
-//! machine.
+//! The kernel does not ask again for what it has cached: counts of requests, which are independent
+//! of the machine.
 
 use cowl_tests::busybox::shop;
 use cowl_tests::command::python;
@@ -8,13 +8,13 @@ use cowl_tests::profile::{current, directory, root, user};
 use cowl_tests::requests::{OPEN, RELEASE, Requests, costs_during, during, worker};
 use cowl_tests::store::{Mount, Store};
 
-/// Looks at every name and its attributes.
+/// Lists every name with its attributes.
 const WALK: &str = "
 import os, sys
 for path, below, files in os.walk(sys.argv[1]):
     for name in below + files: os.lstat(os.path.join(path, name))
 ";
-/// Asks for names that are not there.
+/// Looks up missing names.
 const MISS: &str = "
 import os, sys
 for i in range(100):
@@ -30,7 +30,7 @@ for name in ('etc/motd', 'etc/passwd', 'srv/hello'):
     os.close(file)
 ";
 
-/// Requests for what the kernel knows: none, but for an OPEN each in passthrough.
+/// Requests for cached files: none, except an OPEN each in passthrough.
 fn warm_calls_send_no_request() {
     let store = shop("store");
     for io_mode in io_modes() {
@@ -58,14 +58,14 @@ fn assert_warm_calls_are_free(mount: &Mount<'_>, io_mode: &str, writable: bool) 
         let cold = ask(script);
         assert!(!cold.is_empty(), "{what}: the first time it must ask");
         if writable {
-            // The kernel drops the atime of a directory that it read, and asks for it once.
+            // After reading a directory the kernel drops its atime, and asks for it once.
             ask(script);
         }
         assert_eq!(ask(script), Requests::new(), "{what}, once it is known");
     }
     ask(READ_FILES);
     let mut again = ask(READ_FILES);
-    // Releases come after the close, some of them after the count.
+    // RELEASE requests come after the close, some after the count.
     again.remove(&RELEASE);
     let expected = match io_mode {
         "passthrough" => Requests::from([(OPEN, 3)]),
@@ -87,11 +87,11 @@ fn warm_calls_send_no_request_as_user() {
     user(|| warm_calls_send_no_request());
 }
 
-/// What an operation may cost: requests, and calls of the worker on files of the host.
+/// The budget of an operation: requests, and the worker's system calls on host files.
 type Budget = (usize, usize);
 
-/// An operation that a script does 20 times, as `f(i)` with `at(name)`; its budget without handles,
-/// and in passthrough.
+/// An operation that a script runs 20 times, as `f(i)` with `at(name)`; its budgets in modes where
+/// opens send no request, and in passthrough.
 ///
 /// One request of each change of names is the GETATTR of the directory, whose attributes the kernel
 /// drops at the change before.
@@ -102,7 +102,7 @@ const BUDGETS: [(&str, &str, Budget, Budget); 10] = [
         (3, 3),
         (4, 6),
     ),
-    // Two of the requests ask whether it has a capability that the change must drop.
+    // Two of the requests check for a capability that the change must drop.
     (
         "extract as tar does",
         "file = os.open(at(f'dir/taken-{i}'), os.O_CREAT | os.O_EXCL | os.O_WRONLY); \
@@ -118,15 +118,15 @@ const BUDGETS: [(&str, &str, Budget, Budget); 10] = [
         (3, 2),
         (3, 2),
     ),
-    // In passthrough the worker knows that it is not open; else it moves the file aside, and
-    // removes it when the kernel forgets it.
+    // In passthrough the worker knows that the file is not open; else it moves it to the orphans,
+    // and removes it when the kernel forgets it.
     (
         "unlink of an upper file",
         "os.unlink(at(f'dir/new-{i}'))",
         (2, 3),
         (2, 3),
     ),
-    // One sync, and no attribute that is written only to be replaced.
+    // One sync, and no attribute is written twice.
     (
         "first write to a lower file",
         "file = os.open(at(f'dir/copied-{i}'), os.O_WRONLY | os.O_APPEND); os.write(file, b'x'); os.close(file)",
@@ -182,7 +182,7 @@ fn operations_cost_no_more_than_their_budgets() {
     for io_mode in io_modes() {
         let store = store.with_io(io_mode);
         let mount = store.mount_upper("some", io_mode);
-        // The directory is copied up, and the kernel knows what no operation is about.
+        // The directory is already copied up, and unrelated attributes are cached.
         let prepare = REPEAT.replace("BODY", "open(at(f'dir/kept-{i}'), 'w').close()");
         python(&directory(), &prepare, [mount.path()]);
         let worker = worker();
@@ -194,7 +194,7 @@ fn operations_cost_no_more_than_their_budgets() {
                 "writeback" if what.starts_with("unlink") => {
                     (without_handles.0 + 1, without_handles.1 + 3)
                 }
-                // It reads the page that is written to, and sets the times.
+                // It reads the page before the write, and sets the times.
                 "writeback" if what.starts_with("first write") => {
                     (without_handles.0 + 2, without_handles.1 + 5)
                 }
@@ -262,8 +262,7 @@ fn large_copy_up_is_written_while_it_goes_on_as_user() {
     user(|| large_copy_up_is_written_while_it_goes_on());
 }
 
-/// A listing with attributes takes what fills the replies and one to say that there is no more,
-/// however many names.
+/// A listing with attributes takes as many requests as replies are full, and one for the end.
 fn listing_a_thousand() {
     let store = Store::new("store");
     let content = directory().join("content");
@@ -279,8 +278,8 @@ fn listing_a_thousand() {
     mount.unmount();
     let total: usize = requests.values().sum();
     println!("1,000 names with attributes, {:?}: {requests:?}", current());
-    // One by one it would be more than 1,000; a reply holds 4 KiB at least, which is 24 names with
-    // attributes.
+    // One request per name would be more than 1,000; a reply holds at least 4 KiB, which is 24
+    // names with attributes.
     assert!(total < 100, "{requests:?}");
 }
 

@@ -33,14 +33,14 @@ impl Starts {
         text.lines().count()
     }
 
-    /// Waits until the program has been started so often.
+    /// Waits until the program has been started `count` times.
     fn wait(&self, times: usize) {
         wait_for_lines(&self.0.join("started"), times);
     }
 }
 
-/// Runs a container in the background whose program does something first, reports its start and
-/// then goes on so.
+/// Runs a container in the background whose program first runs `first`, then reports its start,
+/// then runs `then`.
 fn run_prepared(store: &Store, name: &str, policy: &str, first: &str, then: &str) -> Starts {
     let starts = Starts::new(name);
     let script = format!("{first}echo started >>/starts/started; {then}");
@@ -51,7 +51,7 @@ fn run_prepared(store: &Store, name: &str, policy: &str, first: &str, then: &str
     starts
 }
 
-/// The same of one that reports its start first.
+/// [`run_prepared`] without `first`.
 fn run(store: &Store, name: &str, policy: &str, then: &str) -> Starts {
     run_prepared(store, name, policy, "", then)
 }
@@ -119,7 +119,7 @@ fn stop_and_kill_end_restart_always() {
     store.ok(["kill", "sleeps"]);
     store.ok(["wait", "sleeps"]);
     assert_eq!(inspected(&store, "sleeps", STATE), "exited 137 0");
-    // A signal that asks for something else.
+    // A signal that is not a stop.
     store.ok(["start", "sleeps"]);
     starts.wait(2);
     store.ok(["kill", "-s", "USR1", "sleeps"]);
@@ -141,8 +141,8 @@ fn stop_and_kill_end_restart_always_as_user() {
     user(|| stop_and_kill_end_restart_always());
 }
 
-/// Kills the command that waits for a container's next start, once there is one. It is dead then:
-/// while it dies it has its lock, and is not taken for killed.
+/// Kills the command that waits for a container's next start, once there is one, and waits until it
+/// is dead: while it dies it still holds its lock.
 fn kill_waiting_command(id: &str) {
     until(|| {
         let processes = processes();
@@ -165,7 +165,7 @@ fn ps_resumes_a_restart_whose_command_was_killed() {
         let store = shop("store");
         let starts = run(&store, "again", "always", "exit 3");
         let id = inspected(&store, "again", "{{.Id}}");
-        // The command may be about to start it just then. Each wait is twice as long as the last.
+        // The command may start it at that moment. Each wait is twice as long as the last.
         until(|| {
             kill_waiting_command(&id);
             store.ok(["ps", "--format", "{{.State}}"]) == "restarting\n"
@@ -181,7 +181,7 @@ fn unit() -> PathBuf {
     fixture("../src/cowl/cowl.service")
 }
 
-/// Starts a server by the command line of its unit.
+/// Starts a server with the command line of its unit.
 fn serve_by_unit(store: &Store) -> Server {
     let unit = std::fs::read_to_string(unit()).unwrap();
     let line = unit
@@ -195,7 +195,7 @@ fn serve_by_unit(store: &Store) -> Server {
 }
 
 /// As after a crash of the host: the monitors are killed, and their containers with them.
-fn serve_starts_what_is_to_run(serve: impl Fn(&Store) -> Server) {
+fn serve_starts_containers_by_their_policies(serve: impl Fn(&Store) -> Server) {
     let store = shop("store");
     let all = [
         ("always", "always"),
@@ -240,7 +240,7 @@ fn serve_starts_what_is_to_run(serve: impl Fn(&Store) -> Server) {
             "{name}"
         );
     }
-    // They run on without it.
+    // They keep running without it.
     assert_eq!(server.end(Signal::TERM), Some(0));
     assert_eq!(inspected(&store, "always", "{{.State.Status}}"), "running");
     for (name, _starts) in &all {
@@ -249,17 +249,17 @@ fn serve_starts_what_is_to_run(serve: impl Fn(&Store) -> Server) {
 }
 
 #[test]
-fn serve_starts_what_is_to_run_as_root() {
-    root(|| serve_starts_what_is_to_run(serve_by_unit));
+fn serve_starts_containers_by_their_policies_as_root() {
+    root(|| serve_starts_containers_by_their_policies(serve_by_unit));
 }
 
 #[test]
-fn serve_starts_what_is_to_run_as_user() {
-    user(|| serve_starts_what_is_to_run(Server::start));
+fn serve_starts_containers_by_their_policies_as_user() {
+    user(|| serve_starts_containers_by_their_policies(Server::start));
 }
 
 #[test]
-fn systemd_takes_the_unit_of_serve() {
+fn systemd_accepts_the_unit_of_serve() {
     root(|| {
         let unit = std::fs::read_to_string(unit()).unwrap();
         let cowl = binary("cowl").canonicalize().unwrap();
@@ -272,7 +272,7 @@ fn systemd_takes_the_unit_of_serve() {
         };
         let right = verified(&unit);
         assert_eq!((right.code(), right.stderr.as_str()), (0, ""), "{right}");
-        // It would have said so.
+        // It does report errors.
         let wrong = verified(&unit.replace("KillMode=process", "KillMode=nothing"));
         assert!(wrong.stderr.contains("kill mode"), "{wrong}");
     });

@@ -1,5 +1,4 @@
-//! What goes out is what came in: saved archives load again, here and in other programs, with the
-//! same ids and the same bytes.
+//! Saved archives load again, here and in other programs, with the same ids and the same bytes.
 
 use std::fs;
 use std::path::Path;
@@ -41,7 +40,7 @@ fn saved_images_load_again_with_their_ids() {
     other.load(&archive);
     assert_eq!(ids(&other), ids(&store));
 
-    // By way of pipes, and without what only blobs/ has of the layers.
+    // Through pipes, and without the layers' blobs.
     let blobs = store.root().join("blobs/sha256");
     let layers_gone = shell(&blobs, "find . -size +64k -print -delete", [""; 0]);
     assert_eq!(layers_gone.lines().count(), 2);
@@ -91,7 +90,7 @@ fn skopeo_reads_a_saved_archive_in_both_forms() {
                 [&source],
             );
             assert_eq!(config.trim(), id_of(&store, image));
-            // To an OCI layout, skopeo would write the configuration anew.
+            // For an OCI layout, skopeo would rewrite the configuration.
             let copy = directory().join(format!("{image}.copy.tar"));
             let to = format!("docker-archive:{}:{image}:latest", copy.display());
             system("skopeo", ["--insecure-policy", "copy", "-q", &source, &to]);
@@ -188,7 +187,7 @@ fn save_leaves_a_whole_file_or_the_old_one() {
     });
 }
 
-/// What went down a pipe cannot be taken back: its reader would have half an archive.
+/// Output to a pipe cannot be undone: its reader would get half an archive.
 #[test]
 fn save_of_a_damaged_recipe_writes_no_byte() {
     root(|| {
@@ -239,7 +238,7 @@ fn save_refuses_a_terminal() {
     });
 }
 
-/// A name without a tag means all its tags; an id, the image without its names.
+/// A name without a tag selects all its tags; an id, the image without its names.
 #[test]
 fn save_takes_names_ids_and_platforms_as_docker_does() {
     root(|| {

@@ -1,12 +1,11 @@
-//! What a command costs depends on what it has to do, not on the objects and images that the store
-//! has besides, as strace counts its system calls.
+//! A command's cost, in system calls counted by strace, depends on its own work, not on the other
+//! objects and images in the store.
 
 use cowl_tests::command::{fixture, program, run, shell};
 use cowl_tests::profile::{directory, root};
 use cowl_tests::store::Store;
 
-/// A store of `many/0:1` to `many/IMAGES-1:1`, of so many files each, each with a content of its
-/// own.
+/// A store of `many/0:1` to `many/IMAGES-1:1` with `files` files each, each with a unique content.
 fn store_of(images: usize, files: usize) -> Store {
     let archive = directory().join(format!("{images}-{files}.tar"));
     let script = "python3 \"$1\" \"$2\" \"$3\" > \"$4\"";
@@ -40,13 +39,13 @@ fn calls(store: &Store, arguments: &[&str]) -> usize {
     count.trim().parse().unwrap()
 }
 
-/// Of the same image among more: what it takes in all is bounded by what one more takes.
+/// Checks that the number of calls grows by at most `by`.
 fn assert_grows(few: usize, many: usize, by: usize, what: &str) {
     println!("{what}: {few} system calls, then {many}");
     assert!(many <= few + by, "{what}: {few} system calls, then {many}");
 }
 
-/// 256 directories are listed whatever is in them.
+/// 256 directories are listed, whatever they contain.
 #[test]
 fn gc_with_nothing_to_free_takes_no_call_per_object() {
     root(|| {

@@ -1,5 +1,5 @@
-//! Signals to `cowl run`: all that can be caught reach the container, and those that interrupt end
-//! a start at once.
+//! Signals to `cowl run`: all that can be caught reach the container, and interrupts end a start at
+//! once.
 
 use std::fs::File;
 use std::os::unix::process::ExitStatusExt as _;
@@ -105,7 +105,7 @@ fn a_first_process_without_handlers_is_left_running_by_the_third_interrupt() {
         .spawn()
         .unwrap();
     assert!(readable(client.stdout.as_ref().unwrap(), NEVER), "ready");
-    // Signals of one number that come together are one; those of two numbers are two.
+    // Pending signals of one number merge into one; those of two numbers do not.
     send(&client, Signal::INT);
     send(&client, Signal::TERM);
     until_none_is_pending(&client);
@@ -183,7 +183,7 @@ fn ended(client: &mut Child) -> std::process::ExitStatus {
     client.wait().unwrap()
 }
 
-/// Waits until `cowl run` waits for a lock, as the kernel says (proc_locks(5)).
+/// Waits until `cowl run` waits for a lock (proc_locks(5)).
 fn until_it_waits(client: &Child) {
     let pid = client.id().to_string();
     let waits = |line: &str| {

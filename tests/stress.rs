@@ -1,6 +1,6 @@
-//! Many containers by many clients, while processes of cowl are killed at random: what was told to
-//! stay stays, and what was removed leaves nothing. Every other client is the real `docker`, over a
-//! server that is spared and holds nothing afterwards.
+//! Many clients run many containers while processes of cowl are killed at random: existing
+//! containers stay, and removed ones leave nothing. Every other client is the real `docker`, over a
+//! server that is not killed and leaks nothing.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -19,10 +19,10 @@ const CLIENTS: usize = 20;
 /// Containers of each client, before the scale.
 const ROUNDS: u64 = 2;
 
-/// What the clients know.
+/// The clients' shared state.
 #[derive(Default)]
 struct Known {
-    /// Containers that a command has said it made, and that no command was told to remove.
+    /// Containers that a command reported as created, and that no command was asked to remove.
     kept: Mutex<BTreeSet<String>>,
     killed: AtomicUsize,
     done: AtomicBool,
@@ -34,7 +34,8 @@ enum Door<'a> {
     Docker(&'a Server),
 }
 
-/// Runs a command that may be killed, or meet one that was. Its output, if it succeeded.
+/// Runs a command that may be killed, or fail because another was. Returns its output, if it
+/// succeeded.
 fn attempt(door: &Door<'_>, arguments: &[&str]) -> Option<String> {
     let mut command = match door {
         Door::Cowl(store) => store.command(arguments),
@@ -74,7 +75,7 @@ fn client(door: &Door<'_>, known: &Known, me: usize, mut random: Random) {
         }
         attempt(door, &["run", "--rm", "shop", "true"]);
         if random.below(2) == 0 {
-            // It may be gone though the command fails.
+            // It may be removed although the command fails.
             if let Some(id) = attempt(door, &["inspect", "--format", "{{.Id}}", &name]) {
                 known.kept.lock().unwrap().remove(id.trim());
                 attempt(door, &["rm", "-f", &name]);
@@ -83,7 +84,7 @@ fn client(door: &Door<'_>, known: &Known, me: usize, mut random: Random) {
     }
 }
 
-/// Kills processes of cowl but one, one after the other, until the clients are done.
+/// Kills processes of cowl, except the server, one after the other until the clients are done.
 fn killer(known: &Known, spared: Pid, mut random: Random) {
     while !known.done.load(Ordering::Relaxed) {
         let mut ours = processes();
@@ -98,7 +99,7 @@ fn killer(known: &Known, spared: Pid, mut random: Random) {
         if kill_process(pid, Signal::KILL).is_ok() {
             known.killed.fetch_add(1, Ordering::Relaxed);
         }
-        // So many processes start until the next, and most commands come to their end.
+        // Number of new processes between two kills, so that most commands complete.
         let end = newest() + 5 + i32::from(random.byte() % 60);
         while newest() < end && !known.done.load(Ordering::Relaxed) {
             std::thread::yield_now();
@@ -106,7 +107,7 @@ fn killer(known: &Known, spared: Pid, mut random: Random) {
     }
 }
 
-/// The highest pid; they are given out in order.
+/// The highest pid; pids are allocated in order.
 fn newest() -> i32 {
     let pids = processes();
     let pids = pids.iter().map(|(pid, _)| pid.as_raw_nonzero().get());
@@ -131,7 +132,7 @@ fn mounts() -> Vec<String> {
 fn random_kills_lose_no_container_and_leave_nothing(point: &Point) {
     let store = shop("store");
     let server = Server::start(&store);
-    // What the server opens at its first container stays open.
+    // Descriptors that the server opens at its first container stay open.
     server.ok(["run", "--rm", "shop", "true"]);
     let (mounted, descriptors) = (mounts(), server.descriptors());
     let before = names(&store.root().join("pins"));
@@ -177,7 +178,7 @@ fn random_kills_lose_no_container_and_leave_nothing(point: &Point) {
     after.retain(|name| !before.contains(name));
     assert_eq!(after, [""; 0], "pins");
     assert_eq!(mounts(), mounted);
-    // It drops a connection when it has seen its end.
+    // It closes a connection when it has seen its end.
     until(|| server.descriptors() <= descriptors);
     // The image is whole.
     store.ok(["check"]);

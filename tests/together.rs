@@ -1,4 +1,4 @@
-//! Many at once, on one mount and on one store: nothing is lost, nothing is done twice.
+//! Concurrency on one mount and on one store: nothing is lost, nothing is done twice.
 
 use std::path::Path;
 use std::process::Child;
@@ -120,8 +120,8 @@ fn many_processes_lose_nothing_as_user() {
     user(|| many_processes_lose_nothing());
 }
 
-/// One of several processes that do whatever they like to the same few names, `seed` being its
-/// own: prints each error that a file system has no reason for.
+/// One of several processes that operate randomly, each with its `seed`, on the same few names:
+/// prints each error that a file system should not return.
 const UNRULY: &str = r#"
 import ctypes, errno, os, random, sys
 root, seed = sys.argv[1], int(sys.argv[2])
@@ -168,8 +168,8 @@ for step in range(5000):
         if error.errno not in usual and not twice: print("step", step, "operation", operation, error)
 "#;
 
-/// Whatever processes do to one another, nothing fails without a reason, and a new mount shows
-/// what the old one did.
+/// Whatever concurrent processes do, there are no unjustified errors, and a new mount shows the
+/// same tree.
 fn unruly_processes_leave_one_tree() {
     let place = directory();
     shell(
@@ -216,9 +216,9 @@ fn unruly_processes_leave_one_tree_as_user() {
     user(|| unruly_processes_leave_one_tree());
 }
 
-/// Loads, removals and checks of images that share layers and contents, all at once: no error, and
-/// the store is whole.
-fn commands_do_not_meet() {
+/// Concurrent loads, removals and checks of images that share layers and contents: no errors, and
+/// the store is consistent.
+fn concurrent_commands_do_not_conflict() {
     let store = shop("store");
     add_blog(&store);
     let parts = layers();
@@ -267,13 +267,13 @@ fn commands_do_not_meet() {
 }
 
 #[test]
-fn commands_do_not_meet_as_root() {
-    root(|| commands_do_not_meet());
+fn concurrent_commands_do_not_conflict_as_root() {
+    root(|| concurrent_commands_do_not_conflict());
 }
 
-/// What nothing needs any more is freed: a store without images is as small as it was, and
-/// containers keep theirs.
-fn removal_frees_what_nothing_needs() {
+/// What is unused is freed: without images the store is as small as at first, and containers keep
+/// theirs.
+fn removal_frees_what_is_unused() {
     Store::empty("store");
     let store = shop("store");
     add_blog(&store);
@@ -292,8 +292,8 @@ fn removal_frees_what_nothing_needs() {
 }
 
 #[test]
-fn removal_frees_what_nothing_needs_as_root() {
-    root(|| removal_frees_what_nothing_needs());
+fn removal_frees_what_is_unused_as_root() {
+    root(|| removal_frees_what_is_unused());
 }
 
 #[test]

@@ -1,5 +1,4 @@
-//! The first hour with Docker, as tutorials have it: typed once as `cowl ...`, once as `docker ...`
-//! over `cowl serve`.
+//! A Docker tutorial, typed once as `cowl ...` and once as `docker ...` over `cowl serve`.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -12,14 +11,14 @@ use cowl_tests::pty::InTerminal;
 use cowl_tests::server::Server;
 use cowl_tests::store::{Store, make_image, pack};
 
-/// What is typed first.
+/// The command that is typed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Typed {
     Cowl,
     Docker,
 }
 
-/// A store, its server, and which of the two is typed at.
+/// A store, its server, and which of the two clients is used.
 struct Door {
     typed: Typed,
     store: Store,
@@ -54,7 +53,7 @@ impl Door {
         self.run(arguments).ok()
     }
 
-    /// A line for a shell that begins with the command's name.
+    /// A shell command line that begins with the client's name.
     #[track_caller]
     fn line(&self, rest: &str) -> String {
         let name = match self.typed {
@@ -71,12 +70,12 @@ impl Door {
     }
 }
 
-/// The archives of `ubuntu`, which has the host's bash on top of busybox, and of `web`, which has
-/// one layer more.
+/// The archives of `ubuntu`, with the host's bash on top of busybox, and of `web`, with one more
+/// layer.
 fn archives() -> [PathBuf; 2] {
     let content = directory().join("bash");
     std::fs::create_dir(&content).unwrap();
-    // What the dynamic linker names, where it names it, without the links on the way.
+    // The libraries at the paths that the dynamic linker names, with links resolved.
     let script = "mkdir bin; cp -L /bin/bash bin/bash
         ldd /bin/bash | grep -o '/[^ ]*' | while read library; do
             mkdir -p \".${library%/*}\"; cp -L \"$library\" \".$library\"
@@ -125,13 +124,13 @@ fn the_tutorial_works_as_typed(typed: Typed) {
     terminal.send(b"exit 3\n");
     assert_eq!(terminal.end().0, Some(3));
 
-    // A limit is a file of its control group.
+    // A limit is a file of its cgroup.
     let show = "cat /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null \
                 || cat /sys/fs/cgroup/memory.max";
     let limit = door.ok(&["run", "-m", "512m", "ubuntu", "bash", "-c", show]);
     assert_eq!(limit, "536870912\n");
 
-    // An image is its layers, the last one first.
+    // The history lists an image's layers, the last one first.
     let history = door.ok(&["history", "ubuntu"]);
     let mut lines = history.lines();
     let header = lines.next().unwrap().split_whitespace().collect::<Vec<_>>();
@@ -143,8 +142,7 @@ fn the_tutorial_works_as_typed(typed: Typed) {
     assert!(top.contains("bash.tar") && bottom.contains("base.tar"));
     assert_eq!(lines.next(), None, "{history}");
 
-    // A base that two images have in common is on the disk once: the second one adds what its own
-    // layer has.
+    // A base that two images share is on disk once: the second image adds only its own layer.
     let objects = || -> BTreeSet<String> {
         let objects = door.store.objects_by_name();
         objects.lines().map(str::to_owned).collect()
@@ -205,8 +203,8 @@ fn volumes(door: &Door) {
     assert_eq!(door.ok(&["rm", "-f", "keeps"]), "keeps\n");
 }
 
-/// `daemon.json` names another driver, and the server is restarted: it says what is here instead.
-/// With the driver that is here it starts, and has what it had.
+/// With another driver in `daemon.json` the restarted server names the supported one. With that it
+/// starts, and has the same data.
 fn change_the_driver(door: Door) {
     let file = directory().join("daemon.json");
     let Door {

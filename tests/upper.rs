@@ -1,4 +1,4 @@
-//! What an upper costs: system calls for its names, blocks of the disk for its marks.
+//! The cost of an upper: system calls for its names, disk blocks for its marks.
 
 use std::fs;
 use std::path::Path;
@@ -11,9 +11,9 @@ use cowl_tests::requests::{costs_during, worker};
 use cowl_tests::skip::skip;
 use cowl_tests::store::Store;
 
-/// Names in each directory, of about 32 bytes as `getdents64` gives them, 32 KiB at a time.
+/// Names in each directory: about 32 bytes each in `getdents64`, which returns 32 KiB at a time.
 const NAMES: usize = 2000;
-/// Two or three calls list the directory, the rest opens, and reads marks and attributes.
+/// Two or three calls list the directory; the rest open it and read marks and attributes.
 const CALLS: usize = 20;
 
 const IMAGE: &str = "
@@ -23,7 +23,7 @@ for name in 'changed', 'removed':
     for number in range(int(sys.argv[1])): open(f'{name}/file{number}', 'x').close()
 ";
 
-/// One name of each directory is left as it was, so that it can be looked up.
+/// One name of each directory is unchanged, to be looked up.
 const CHANGES: &str = "
 import os, sys
 os.mkdir('made')
@@ -74,14 +74,14 @@ mkdir -p dir/sub gone empty; for name in one two three; do echo $name > dir/$nam
 echo deep > dir/sub/deep; echo y > gone/y; ln dir/one linked; ln -s dir/one symlink; mkfifo fifo
 ";
 
-/// Each way in which a whiteout comes or goes.
+/// Each way in which a whiteout is created or removed.
 const RENAMES: &str = "
 rm dir/two; rm -r gone; echo new > gone; rm gone; mkdir gone; mv dir moved; mkdir dir; mv moved/sub dir/sub
 chmod 600 moved/one; mv moved/one dir/one; rm linked; mv symlink linked; rmdir empty; mv fifo empty; mv empty fifo
 mv moved/three fifo; ln fifo moved/three; rm dir/sub/deep; mkdir dir/empty; mv -T dir/empty dir/sub; echo x > .whited
 ";
 
-/// All but times, and what only directories have of their own.
+/// Everything but times and directories' sizes and link counts.
 const SHOWN: &str = r"
 find . -mindepth 1 \( -type d -printf '%P %y %m %U:%G\n' \) -o -printf '%P %y %m %U:%G %n %s %l\n' | sort
 find . -type f | sort | while read -r name; do echo $name; cat $name; done
@@ -97,7 +97,7 @@ fn an_upper_on_overlayfs_hides_names_by_files() {
     an_upper_keeps_changes_on(host, "");
 }
 
-/// It has no extended attributes either.
+/// A ramfs has no extended attributes either.
 fn an_upper_on_ramfs_has_its_marks_in_links() {
     let marks = "cowl cowl.stamp impure opaque";
     an_upper_keeps_changes_on("mount -t ramfs ramfs host", marks);
@@ -186,8 +186,8 @@ chmod 600 dir/chmod; echo x >> dir/append; mv dir/moved dir/renamed; ln dir/link
 chmod 700 sub; mv sub renamed-sub; echo x > made
 ";
 
-/// What every file below has outside its inode: `File ACL` is the block with the extended
-/// attributes that the inode has no room for.
+/// The blocks of files outside their inodes: `File ACL` is the block for extended attributes that
+/// do not fit into the inode.
 const ATTRIBUTE_BLOCKS: &str = r#"
 cd "$1"; find upper work/index -mindepth 1 | while read -r path; do
   echo "$path $(debugfs -R "stat \"/$path\"" "$2" 2>/dev/null | sed -n 's/.*File ACL: \([0-9]*\).*/\1/p')"
@@ -236,7 +236,7 @@ fn marks_fit_into_an_inode_of_256_bytes() {
             "getfattr -R -P -m trusted.overlay upper work/index 2>/dev/null | grep -c '^# file'",
             [""; 0],
         );
-        // One that does not fit shows that the block is found.
+        // An attribute that does not fit shows that such a block is detected.
         let too_large = "echo x > upper/too-large; setfattr -n user.large -v $(printf %0300d 0) upper/too-large; sync -f .";
         shell(&point, too_large, [""; 0]);
         let blocks = shell(&place, ATTRIBUTE_BLOCKS, [&point, &device]);

@@ -1,12 +1,12 @@
-//! A host as Debian ships it: its own kernel, control groups v2 alone, no overlayfs, and in Debian
-//! 12 no passthrough. It runs in qemu without KVM (`fixtures/vm.sh`), and what is asked of it is
-//! in `fixtures/vm-guest.sh`.
+//! A stock Debian host: its own kernel, cgroup v2 only, no overlayfs, and in Debian 12 no
+//! passthrough. It runs in qemu without KVM (`fixtures/vm.sh`); `fixtures/vm-guest.sh` has the
+//! checks.
 
 use std::path::{Path, PathBuf};
 
 use cowl_tests::command::{binary, fixture, program, run};
 
-/// What is kept from one run to the next: the unpacked kernel.
+/// The cache between runs: the unpacked kernel.
 fn cache() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join("vm")
 }
@@ -23,7 +23,7 @@ fn containers_mounts_and_limits_work_on_debians_own_kernel() {
         .arg(images.path().join("shop.image.tar"));
     let outcome = run(&mut machine);
     print!("{}", outcome.stdout);
-    // The guest's own last line: a script that ended early with 0 would not have come to it.
+    // The guest's last line: a script that ended early with 0 would not print it.
     assert_eq!(outcome.code(), 0, "{outcome}");
     assert_eq!(outcome.stdout.lines().last(), Some("all ok"), "{outcome}");
     let checks = outcome
@@ -33,7 +33,7 @@ fn containers_mounts_and_limits_work_on_debians_own_kernel() {
     assert!(checks.count() >= 33, "{outcome}");
 }
 
-/// The script's exit status comes out of the machine, so that a check that fails there fails here.
+/// The machine passes on the script's exit status, so that a check that fails there fails here.
 #[test]
 fn exit_status_of_the_guest_is_the_machines() {
     let directory = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! Volumes are made at their first use, outlive containers, and go from one image to another.
+//! Volumes are created at their first use, outlive containers, and can be used with several images.
 
 use std::os::unix::fs::MetadataExt as _;
 
@@ -101,7 +101,7 @@ fn read_only_is_read_only_as_user() {
     user(|| read_only_is_read_only());
 }
 
-fn an_empty_volume_takes_what_the_image_has_there() {
+fn an_empty_volume_is_filled_from_the_image() {
     let store = shop("store");
     assert_eq!(
         in_shop(&store, &["--rm", "-v", "served:/srv"], &["/srv/hello"]).ok(),
@@ -115,17 +115,17 @@ fn an_empty_volume_takes_what_the_image_has_there() {
 }
 
 #[test]
-fn an_empty_volume_takes_what_the_image_has_there_as_root() {
-    root(|| an_empty_volume_takes_what_the_image_has_there());
+fn an_empty_volume_is_filled_from_the_image_as_root() {
+    root(|| an_empty_volume_is_filled_from_the_image());
 }
 
 #[test]
-fn an_empty_volume_takes_what_the_image_has_there_as_user() {
-    user(|| an_empty_volume_takes_what_the_image_has_there());
+fn an_empty_volume_is_filled_from_the_image_as_user() {
+    user(|| an_empty_volume_is_filled_from_the_image());
 }
 
-/// Docker fills a volume when its first container is made: another one that mounts it elsewhere
-/// finds it so, though the first has never run.
+/// Docker fills a volume when its first container is created: another container that mounts it
+/// elsewhere finds the files, though the first has never run.
 fn create_fills_a_new_volume() {
     let store = shop("store");
     let create = |flags: &[&str]| {
@@ -144,7 +144,7 @@ fn create_fills_a_new_volume() {
         &["ls", "/elsewhere"],
     );
     assert!(listed.ok().contains("hello\n"));
-    // It is full once: what the first container left is not filled again.
+    // It is filled once: files that the first container removed are not restored.
     std::fs::remove_file(data("served").join("hello")).unwrap();
     create(&["-v", "served:/srv"]);
     assert!(!data("served").join("hello").exists());
@@ -163,9 +163,8 @@ fn create_fills_a_new_volume_as_user() {
     user(|| create_fills_a_new_volume());
 }
 
-/// Where the namespace has no such owner, the copy is the caller's, and no program is run as
-/// somebody else.
-fn a_volume_takes_owners_along() {
+/// If the namespace lacks the owner, the copy belongs to the caller, without set-id bits.
+fn a_volume_keeps_the_images_owners() {
     let store = shop("store");
     let place = directory();
     shell(
@@ -206,17 +205,17 @@ fn a_volume_takes_owners_along() {
 }
 
 #[test]
-fn a_volume_takes_owners_along_as_root() {
-    root(|| a_volume_takes_owners_along());
+fn a_volume_keeps_the_images_owners_as_root() {
+    root(|| a_volume_keeps_the_images_owners());
 }
 
 #[test]
-fn a_volume_takes_owners_along_as_user() {
-    user(|| a_volume_takes_owners_along());
+fn a_volume_keeps_the_images_owners_as_user() {
+    user(|| a_volume_keeps_the_images_owners());
 }
 
-/// A link in the image at the volume's place leads inside the image, never to the host's directory
-/// of that name.
+/// A link in the image at the volume's mount point is resolved inside the image, never to the
+/// host's directory of that name.
 #[test]
 fn a_link_in_the_image_does_not_lead_a_volume_out() {
     root(|| {
@@ -247,9 +246,9 @@ fn a_link_in_the_image_does_not_lead_a_volume_out() {
     });
 }
 
-/// As dockerd has it, one file system for all containers that run, gone with the last of them; but
+/// As in dockerd, one file system for all running containers, which ends with the last of them; but
 /// nothing is mounted on the host.
-fn a_tmpfs_volume_is_one_for_all_containers_that_run(create: impl Fn(&Store, &[&str])) {
+fn running_containers_share_a_tmpfs_volume(create: impl Fn(&Store, &[&str])) {
     let store = shop("store");
     let options = ["type=tmpfs", "device=tmpfs", "o=size=64k,mode=1770,noexec"];
     let options = options.iter().flat_map(|option| ["--opt", option]);
@@ -267,7 +266,7 @@ fn a_tmpfs_volume_is_one_for_all_containers_that_run(create: impl Fn(&Store, &[&
             "run", "-d", "--name", name, "-v", mount, "shop", "sleep", "1000",
         ]);
     };
-    // It is read-only for one alone.
+    // It is read-only for one container only.
     start("first", "shared:/data:ro");
     assert_eq!(
         run(
@@ -288,7 +287,7 @@ fn a_tmpfs_volume_is_one_for_all_containers_that_run(create: impl Fn(&Store, &[&
         "echo '#!/bin/sh' > /srv/b; chmod 755 /srv/b; /srv/b; rm /srv/b",
     );
     assert!(exec.stderr.contains("Permission denied"), "{exec}");
-    // The first is gone, but not the last.
+    // The first container is gone, but not the last.
     start("second", "shared:/data");
     store.ok(["rm", "-f", "first"]);
     assert_eq!(run("shared:/data", "cat /data/note").ok(), "kept\n");
@@ -330,19 +329,19 @@ fn by_cowl(store: &Store, options: &[&str]) {
 }
 
 #[test]
-fn a_tmpfs_volume_is_one_for_all_containers_that_run_as_root() {
-    root(|| a_tmpfs_volume_is_one_for_all_containers_that_run(by_cowl));
+fn running_containers_share_a_tmpfs_volume_as_root() {
+    root(|| running_containers_share_a_tmpfs_volume(by_cowl));
 }
 
 #[test]
-fn a_tmpfs_volume_is_one_for_all_containers_that_run_as_user() {
-    user(|| a_tmpfs_volume_is_one_for_all_containers_that_run(by_cowl));
+fn running_containers_share_a_tmpfs_volume_as_user() {
+    user(|| running_containers_share_a_tmpfs_volume(by_cowl));
 }
 
 #[test]
-fn a_tmpfs_volume_is_one_for_all_containers_that_run_for_docker() {
+fn running_containers_share_a_tmpfs_volume_for_docker() {
     root(|| {
-        a_tmpfs_volume_is_one_for_all_containers_that_run(|store, options| {
+        running_containers_share_a_tmpfs_volume(|store, options| {
             let server = Server::start(store);
             server.ok([&["volume", "create"], options].concat());
         });

@@ -26,7 +26,7 @@ fn a_missing_image() {
     );
     refusal(store.run(["rmi", "nosuch"]), 1, "nosuch", "");
     refusal(store.run(["history", "nosuch"]), 1, "nosuch", "");
-    // The same store as for any other command.
+    // The same store as in other commands.
     assert!(store.ok(["dedup", "shop"]).contains("shop:latest"));
     let line = store.run(["dedup", "nosuch"]).refused(1);
     assert!(line.contains("no image nosuch:latest"), "{line}");
@@ -77,7 +77,7 @@ fn a_truncated_archive_is_refused_wherever_it_ends() {
 }
 
 #[test]
-fn a_file_that_is_no_archive_is_refused() {
+fn load_refuses_a_file_that_is_not_an_archive() {
     root(|| {
         let store = Store::empty("store");
         let before = contents(&store);
@@ -108,7 +108,7 @@ fn a_file_that_is_no_archive_is_refused() {
             "/no/such/file",
             "",
         );
-        // A plain root file system given to load: say which command takes it.
+        // For a plain root file system, load names the command that takes it.
         refusal(
             store.run(["load", "-i", layers().join("base.tar").to_str().unwrap()]),
             1,
@@ -131,7 +131,7 @@ fn a_layer_that_is_not_what_its_config_says_is_refused() {
             &[],
             &[&layers().join("shop.tar")],
         );
-        // One byte of a file's content: the tar stays well-formed, the diffID does not.
+        // Changing one byte of a file's content keeps the tar well-formed, but not its diffID.
         shell(
             &directory(),
             "sed -i 's/this is/that is/' image.tar",
@@ -183,14 +183,15 @@ fn a_full_disk_leaves_the_store_as_it_was() {
         );
         assert_eq!(contents(&store), before);
         store.ok(["check"]);
-        // A copy-up that finds no room leaves the file as it was and nothing beside it.
+        // A copy-up that fails for lack of space leaves the file as it was and nothing else.
         let mount = store.mount_upper("shop", "small/mnt");
         shell(
             mount.path(),
             "if cat ../../noise > fill; then echo the disk is not full; exit 1; fi 2>/dev/null",
             [""; 0],
         );
-        // Synced: without passthrough a write is cached, and a shell tells no error of close(2).
+        // Synced: without passthrough a write is cached, and a shell does not report errors of
+        // close(2).
         let append = || {
             shell(
                 mount.path(),
@@ -215,8 +216,7 @@ fn a_full_disk_leaves_the_store_as_it_was() {
             ),
             "small/mnt.upper/fill\n"
         );
-        // Not removed: what a removed file held is free when the kernel has let go of it, a little
-        // later.
+        // Not removed: the kernel frees a removed file's space a little later.
         shell(mount.path(), ": > fill", [""; 0]);
         assert_eq!(append(), "");
         assert_eq!(

@@ -47,7 +47,7 @@ fn root_changes_nothing_in_a_users_store() {
     });
 }
 
-/// A command that does not need what is damaged works; none hangs or follows a symbolic link.
+/// Commands that do not need the damaged part work; none hangs or follows a symbolic link.
 fn a_damaged_part() {
     let store = shop("store");
     in_shop(&store, &["--name", "ended"], &["true"]).ok();
@@ -81,7 +81,7 @@ fn a_damaged_part() {
     ];
     for (part, works, fails) in parts {
         for damage in damages {
-            // A log of any content is one.
+            // A log may have any content.
             let damage = if part == "mountd.log" {
                 damage.replace("echo >", "mkdir")
             } else {
@@ -139,7 +139,7 @@ fn a_wrong_command_line() {
         "--nosuch",
         "--help",
     );
-    // As Docker's command, whatever is not about an option is 1.
+    // As in Docker, errors other than option errors exit with 1.
     refusal(store.run(["nosuch"]), 1, "nosuch", "cowl --help");
     refusal(store.run(["pull", "a"]), 1, "pull", "cowl load");
     refusal(store.run(["volume", "nosuch"]), 1, "nosuch", "--help");
@@ -165,7 +165,7 @@ fn a_wrong_command_line() {
 }
 
 #[test]
-fn a_wrong_command_line_is_told() {
+fn wrong_command_lines_are_refused() {
     root(|| a_wrong_command_line());
 }
 
@@ -191,11 +191,11 @@ fn a_name_in_use() {
 }
 
 #[test]
-fn a_name_in_use_is_told_as_root() {
+fn a_name_in_use_is_refused_as_root() {
     root(|| a_name_in_use());
 }
 
 #[test]
-fn a_name_in_use_is_told_as_user() {
+fn a_name_in_use_is_refused_as_user() {
     user(|| a_name_in_use());
 }

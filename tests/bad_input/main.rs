@@ -1,5 +1,5 @@
-//! Mistakes that a new user makes: each is answered by one line that names the thing and says what
-//! to do, with the right exit code, and leaves nothing behind.
+//! Mistakes of a new user: each is answered by one line that names the problem and what to do, has
+//! the right exit code, and leaves nothing behind.
 
 mod archives;
 mod commands;
@@ -24,7 +24,7 @@ fn refusal(outcome: Outcome, code: i32, what: &str, advice: &str) {
     assert!(line.contains(advice), "`{line}` does not say: {advice}");
 }
 
-/// Every file below the store but locks, with its size: the same before and after a refusal.
+/// Every file in the store except locks, with its size: equal before and after a refusal.
 fn contents(store: &Store) -> String {
     shell(
         store.root(),

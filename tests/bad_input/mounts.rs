@@ -60,7 +60,7 @@ fn a_missing_mount_point_is_named_as_user() {
     user(|| a_missing_mount_point());
 }
 
-fn an_upper_that_is_not_apart() {
+fn an_overlapping_upper() {
     let store = shop("store");
     let other = directory().join("other");
     fs::create_dir(&other).unwrap();
@@ -93,7 +93,7 @@ fn an_upper_that_is_not_apart() {
         assert_eq!(mounted_kind(&point()), None);
     }
     assert!(!directory().join("store/up").exists());
-    // A slash at the end, as a shell's completion leaves it, is the same upper.
+    // With a trailing slash, as shell completion adds it, it is the same upper.
     mount(&point(), "up/", &[]).ok();
     assert_eq!(
         shell(
@@ -112,16 +112,16 @@ fn an_upper_that_is_not_apart() {
 }
 
 #[test]
-fn an_upper_that_is_not_apart_is_refused_as_root() {
-    root(|| an_upper_that_is_not_apart());
+fn an_overlapping_upper_is_refused_as_root() {
+    root(|| an_overlapping_upper());
 }
 
 #[test]
-fn an_upper_that_is_not_apart_is_refused_as_user() {
-    user(|| an_upper_that_is_not_apart());
+fn an_overlapping_upper_is_refused_as_user() {
+    user(|| an_overlapping_upper());
 }
 
-/// Anyone's mount on such a path stands in everyone's mount table.
+/// Such a path, of anyone's mount, is in everyone's mount table.
 fn a_mount_whose_path_is_not_utf_8() {
     let store = shop("store");
     let [foreign, own] =
@@ -189,8 +189,8 @@ fn without_privilege_it_says_what_is_missing() {
             "chmod 0777 .; chown -R 65534:65534 store; mkdir -m 0777 other; mknod -m 0666 fuse c 10 229; mount --bind fuse /dev/fuse",
             [""; 0],
         );
-        // An ordinary user, in no user namespace: may open /dev/fuse and has the store, may not
-        // mount.
+        // An ordinary user outside a user namespace: may open /dev/fuse and owns the store, but may
+        // not mount.
         let as_nobody = |arguments: &[&str]| {
             let cowl = store.command(arguments.iter());
             let mut command = cowl_tests::command::program(

@@ -13,8 +13,8 @@ use cowl_tests::store::{Store, make_image};
 
 use crate::figure;
 
-/// A docker-archive of two images: the one has a file twice, the other once. Their names follow its
-/// path; without, they have none.
+/// A docker-archive of two images: one has a file twice, the other once. Arguments after its path
+/// name them; without, they have no names.
 const TWO_IMAGES: &str = r"
 import hashlib, io, json, sys, tarfile
 files, manifest = {}, []
@@ -69,9 +69,9 @@ with tarfile.open(sys.argv[1], 'w') as archive:
         archive.addfile(info, io.BytesIO(data))
 ";
 
-/// Images without names, of one archive: each has its id behind the path.
+/// Images without names in one archive: reports append the id to the path.
 #[test]
-fn unnamed_images_of_one_archive_are_told_apart_by_their_ids() {
+fn unnamed_images_of_one_archive_are_named_by_id() {
     root(|| {
         let unnamed = directory().join("unnamed.tar");
         python(&directory(), TWO_IMAGES, [&unnamed]);
@@ -88,7 +88,7 @@ print([i['name'] for i in r['images']] == [sys.argv[2] + ' ' + i for i in ids], 
 ";
         let seen = python(&directory(), script, [Path::new(&report), &unnamed]);
         assert_eq!(seen, "True [0, 3]\n");
-        // Its two images are compared if it is alone; beside another it is no side.
+        // Alone, its two images are compared; beside another argument it is ambiguous.
         let compared = run(Command::new(binary("cowl-dedup"))
             .arg("--diff")
             .arg(&unnamed)
@@ -125,7 +125,7 @@ fn dedup(arguments: &[&str]) -> Outcome {
     run(dedup.stdin(Stdio::null()))
 }
 
-/// One image of an archive of several: by its name, its tag and its id, as skopeo writes it.
+/// One image of an archive with several, by name, tag and id, in skopeo's syntax.
 #[test]
 fn an_image_of_an_archive_is_chosen_by_name_tag_or_id() {
     root(|| {
@@ -159,9 +159,10 @@ print([i['name'] for i in r['images']], [i['id'][7:15] for i in r['images']], r[
     });
 }
 
-/// What is not there is answered with what is, and so is a comparison that is not of two images.
+/// A missing image is refused with a list of the existing ones, and so is a comparison of other
+/// than two images.
 #[test]
-fn an_archive_that_lacks_an_image_tells_what_it_has() {
+fn an_image_missing_from_an_archive_is_refused_with_those_it_has() {
     root(|| {
         two_named_images();
         let one = "two:images.tar:2";
@@ -227,7 +228,7 @@ fn archives_are_read_from_a_pipe_and_compared_alone() {
             let of_file = dedup(&["--only-layers", "--json", &file]).ok();
             assert_eq!(String::from_utf8(piped.stdout).unwrap(), of_file);
         }
-        // `cowl diff` of an archive alone is of its two images, not of a container.
+        // `cowl diff` of an archive alone compares its two images; it is not taken for a container.
         let store = shop("store");
         let compared = store.run(["diff", two.to_str().unwrap()]);
         assert_eq!(compared.ok(), "D /b\n");
@@ -240,7 +241,7 @@ fn archives_are_read_from_a_pipe_and_compared_alone() {
     });
 }
 
-/// A path is bytes: one that is no UTF-8 is read as any other.
+/// Paths are bytes: one that is not UTF-8 is read as any other.
 #[test]
 fn an_archive_is_read_by_a_path_that_is_not_utf8() {
     root(|| {
@@ -270,14 +271,14 @@ fn an_archive_is_read_by_a_path_that_is_not_utf8() {
             line.contains("./\\xfe.tar: ") || line.contains("\u{fffd}.tar"),
             "{line}"
         );
-        // No image is called so.
+        // No image has this name.
         store.load(&two);
         let line = cowl(&[layers, &path(b"\xff")]).refused(1);
         assert!(line.contains("\\xff"), "{line}");
     });
 }
 
-/// A tag of an archive's index that lists two platforms is both images; of a comparison, the first.
+/// A tag of an archive's index with two platforms selects both images; in a comparison, the first.
 #[test]
 fn an_index_of_an_archive_lists_every_platform() {
     root(|| {
@@ -301,8 +302,8 @@ print([(i['name'], i['stored']['bytes']) for i in json.loads(sys.argv[1])['image
     });
 }
 
-/// A digest behind a name: that of an index means both its images, that of a manifest or of a
-/// configuration one, whatever tag is between. The digests are Python's.
+/// A digest after a name: an index's selects both its images, a manifest's or configuration's one,
+/// whatever the tag. Python computes the digests.
 #[test]
 fn a_digest_behind_a_name_means_its_image() {
     root(|| {
@@ -372,8 +373,8 @@ print(index, other, *(document(manifest)['config']['digest'] for manifest in (ow
     });
 }
 
-/// Figures of archives that were never imported are those of the imported images, in whatever form
-/// they come, and no store is needed. Nothing stays in TMPDIR.
+/// The figures of archives equal those of the imported images, in whatever format, and no store is
+/// needed. Nothing is left in TMPDIR.
 #[test]
 fn archives_are_read_without_a_store() {
     root(|| {
@@ -417,7 +418,7 @@ fn archives_are_read_without_a_store() {
             .current_dir(&layout)
             .stdin(Stdio::null()));
         assert_eq!(here.ok(), of_layout);
-        // Two archives with the same name are two images, told apart by their paths.
+        // Two archives with the same image name are two images, distinguished by path.
         let again = directory().join("again.tar");
         make_image("docker", &again, "one:1", &[], &[&base]);
         let mut diff = Command::new(binary("cowl-dedup"));
@@ -432,7 +433,7 @@ print(r['a'] == 'one:1 (%s)' % sys.argv[2], r['b'] == 'one:1 (%s)' % sys.argv[3]
         let arguments = [Path::new(&compared), &again, &layout];
         let seen = python(&directory(), script, arguments);
         assert_eq!(seen, "True True {'added'}\n", "{compared}");
-        // Beside images of the store: the blog of the store is the same image.
+        // Together with images of the store: the store's blog is the same image.
         let both = report(&["shop".into(), archives[0].clone()], store.root());
         let script = "
 import json, sys
@@ -449,8 +450,8 @@ print([i['name'].split('/')[0] for i in r['images']], r['matrix'][0]['jaccard'] 
     });
 }
 
-/// A truncated archive, and what is none: one line, and nothing stays. A signal while an archive is
-/// read, and a run that was killed: nothing stays after the next.
+/// A truncated archive, and a file that is not one: one line of error, and nothing is left. After a
+/// signal while reading an archive, or a killed run, the next run leaves nothing.
 #[test]
 fn archives_that_end_early_leave_nothing() {
     root(|| {
@@ -504,7 +505,7 @@ with open(fifo, 'wb') as writer:
         }
         run(&mut dedup(&layers().join("shop.image.tar"))).ok();
         assert_eq!(left(), 0, "what the killed run left is gone");
-        // What has such a name and is none of ours stays.
+        // A directory with such a name that is not ours is kept.
         for name in ["cowl-dedup-notes", "cowl-dedup-0123456789abcdef"] {
             let kept = temporary.join(name);
             fs::create_dir(&kept).unwrap();
@@ -513,7 +514,7 @@ with open(fifo, 'wb') as writer:
             assert_eq!(fs::read_to_string(kept.join("report.txt")).unwrap(), "kept");
             fs::remove_dir_all(kept).unwrap();
         }
-        // As after nohup: a signal that it was started to ignore does nothing.
+        // As with nohup: a signal ignored at the start stays ignored.
         let script = "
 import os, signal, subprocess, sys
 program, fifo, temporary, archive = sys.argv[1:]

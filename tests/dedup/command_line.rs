@@ -1,4 +1,4 @@
-//! What the command line takes and refuses: help, options, names, the default store.
+//! The command line: help, options, names, the default store.
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -68,7 +68,7 @@ fn help_explains_each_command() {
     });
 }
 
-/// An option that a way of output has no use for is refused by name.
+/// An option that the chosen output does not use is refused by name.
 #[test]
 fn options_that_would_change_nothing_are_refused() {
     root(|| {
@@ -104,7 +104,7 @@ fn options_that_would_change_nothing_are_refused() {
             let line = store.run(arguments).refused(125);
             assert!(line.contains(named), "{arguments:?}: {line}");
         }
-        // Of a group of options, only those that were typed are named.
+        // Of a group of options, only those given are named.
         let line = store
             .run(["dedup", "--json", "--layers", "shop"])
             .refused(125);
@@ -112,7 +112,7 @@ fn options_that_would_change_nothing_are_refused() {
             line.contains("'--json' cannot be used with '--layers'; see"),
             "{line}"
         );
-        // A missing argument, as Docker has it.
+        // A missing argument, as in Docker.
         let line = store
             .run(["diff", "shop", "--fail-if", "files>0"])
             .refused(1);
@@ -121,9 +121,9 @@ fn options_that_would_change_nothing_are_refused() {
     });
 }
 
-/// Arguments that are missing or too many: exit code 1, as of `cowl`'s own commands.
+/// Missing or surplus arguments: exit code 1, as in `cowl`'s own commands.
 #[test]
-fn wrong_arguments_are_no_wrong_options() {
+fn wrong_arguments_exit_with_1_and_wrong_options_with_125() {
     root(|| {
         let store = shop("store");
         for (arguments, named) in [
@@ -156,7 +156,7 @@ fn mistakes_are_answered_in_one_line() {
                 && line.contains("./nothere.tar"),
             "{line}"
         );
-        // A directory that is no image, by a path and by its name.
+        // A directory that is not an image, by path and by name.
         fs::create_dir(directory().join("plain")).unwrap();
         for (name, expected) in [
             ("./plain", "./plain is not an image archive"),
@@ -197,7 +197,7 @@ json.dump({**format, 'version': 99}, open(sys.argv[1], 'w'))
     });
 }
 
-/// Without --root and COWL_ROOT, `cowl-dedup` reads the store that `cowl` makes.
+/// Without --root and COWL_ROOT, `cowl-dedup` reads `cowl`'s default store.
 #[test]
 fn the_default_store_of_a_user_is_that_of_cowl() {
     user(|| {

@@ -1,4 +1,4 @@
-//! `--fail-if`: the exit code, with the report all the same.
+//! `--fail-if`: the exit code; the report is still printed.
 
 use std::process::{Command, Stdio};
 
@@ -38,9 +38,9 @@ fn a_condition_that_holds_is_exit_code_1() {
     });
 }
 
-/// A share of nothing is no number, and no table is only a header.
+/// A percentage of nothing is not a number, and no table consists of only a header.
 #[test]
-fn an_image_without_layers_is_told_of_in_words() {
+fn an_image_without_layers_is_reported_in_words() {
     root(|| {
         let archive = directory().join("none.tar");
         make_image("docker", &archive, "none:1", &[], &[]);
@@ -76,7 +76,8 @@ fn a_condition_on_a_store_with_a_damaged_image_is_exit_code_1() {
     });
 }
 
-/// Of `cowl diff` as of `cowl layers`: 1 if it holds, with the report all the same, also as JSON.
+/// For `cowl diff` and `cowl layers`: 1 if the condition holds, and the report is still printed,
+/// also as JSON.
 #[test]
 fn conditions_of_layers_and_of_two_images() {
     root(|| {
@@ -122,17 +123,18 @@ else: print(r['version'], r['a'], r['b'], len(r['files']))
             "files>0",
         ];
         assert_eq!(json(&diff, 0), "1 two two:latest 0\n");
-        // three: etc/conf of 3 bytes is replaced, srv/also of 3001 given again; srv/big stays as
-        // srv/link, opt/a of 100 is given again and opt/b of 200 deleted.
+        // three: etc/conf of 3 bytes is replaced, srv/also of 3001 repeated; srv/big stays as
+        // srv/link, opt/a of 100 is repeated and opt/b of 200 deleted.
         let layers = ["layers", "three", "--json", "--fail-if", "waste>1B"];
         assert_eq!(json(&layers, 1), "1 [(1, 8, 203), (2, 1, 3101)]\n");
     });
 }
 
-/// What is damaged of an image that was asked for, or of any where none was, is exit code 1; beside
-/// those it is a warning. A configuration costs the history; a record of a name, all of its images.
+/// Damage of a requested image, or of any image if none was requested, is exit code 1; of another
+/// image it is a warning. A damaged configuration loses the history; a damaged record of a name,
+/// all its images.
 #[test]
-fn damage_is_exit_code_1_where_it_was_asked_for() {
+fn damage_of_requested_images_is_exit_code_1() {
     root(|| {
         let store = Store::new("store");
         load_images(&store);
@@ -145,7 +147,7 @@ fn damage_is_exit_code_1_where_it_was_asked_for() {
         let record = store
             .root()
             .join(shell(store.root(), record, [""; 0]).trim());
-        // `damaged`: what is told of the first image. The second is whole.
+        // `damaged`: the message about the first image. The second is intact.
         let told = |damaged: &str, arguments: &[&str], code| {
             let run = store.run(arguments);
             let warning = if code == 0 { "warning: " } else { "" };
@@ -192,7 +194,7 @@ fn damage_is_exit_code_1_where_it_was_asked_for() {
                 "{arguments:?}: {shown}"
             );
         }
-        // With nothing left, each is named.
+        // If no image is readable, each is named.
         let other = "ls refs/*four* | head -1";
         let other = store
             .root()

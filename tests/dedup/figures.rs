@@ -1,4 +1,4 @@
-//! Figures, computed again from the archives.
+//! Figures, recomputed from the archives.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use cowl_tests::store::Store;
 
 use crate::{figure, load_images};
 
-/// Compares the report on the whole store with what the archives and `du` say.
+/// Compares the report on the whole store with the archives and `du`.
 #[track_caller]
 fn check_figures(store: &Store, archives: &[PathBuf]) {
     let report = directory().join("report.json");
@@ -55,7 +55,7 @@ fn object_bytes(store: &Store) -> u64 {
     shell(store.root(), script, [""; 0]).trim().parse().unwrap()
 }
 
-/// Each image in turn: what objects/ loses is what was said.
+/// Removes each image in turn: objects/ shrinks by what the report predicted.
 #[test]
 fn removal_frees_what_the_report_says() {
     root(|| {

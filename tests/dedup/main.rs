@@ -1,4 +1,4 @@
-//! `cowl dedup`: its figures are those of the archives and of `du`, and every way to see them.
+//! `cowl dedup`: its figures agree with the archives and `du`, in every output format.
 
 mod archives;
 mod command_line;
@@ -15,9 +15,9 @@ use cowl_tests::command::python;
 use cowl_tests::profile::directory;
 use cowl_tests::store::{Store, make_image};
 
-/// Writes layers that have what figures can get wrong: files replaced, deleted, given again with
-/// another owner, hard-linked over layers, sparse, twice in one layer, and whiteouts of what was
-/// never there.
+/// Writes layers with what is easily miscounted: files replaced, deleted, repeated with another
+/// owner, hard-linked across layers, sparse, twice in one layer, and whiteouts of names that never
+/// existed.
 const LAYERS: &str = r"
 import io, sys, tarfile
 def layer(name, *entries):
@@ -71,7 +71,7 @@ fn load_images(store: &Store) -> Vec<PathBuf> {
     archives.into()
 }
 
-/// A figure of the JSON, by a Python expression.
+/// A figure from the JSON, by a Python expression.
 fn figure(store: &Store, arguments: &[&str], expression: &str) -> String {
     let report = directory().join("figure.json");
     fs::write(

@@ -1,5 +1,4 @@
-//! Archives that have less than they name, disks that have less room than an archive needs, and
-//! what a person at a terminal is told meanwhile.
+//! Archives that lack images they name, disks too small for an archive, and progress on a terminal.
 
 use std::fs;
 use std::path::Path;
@@ -31,10 +30,10 @@ image = document(blob(manifest))
 print(blob(image['layers'][0]), blob(image['config']), blob(manifest), manifest['platform']['architecture'])
 ";
 
-/// An image that the index names and whose blobs are gone is missed aloud, by every reader of the
-/// archive, and the rest is listed.
+/// An image whose blobs are missing from the archive is reported by every reader of the archive,
+/// and the rest is listed.
 #[test]
-fn a_platform_whose_blobs_are_missing_is_told() {
+fn a_platform_with_missing_blobs_is_reported() {
     root(|| {
         let archive = directory().join("multi.tar");
         python(&directory(), TWO_PLATFORMS, [&archive]);
@@ -60,7 +59,7 @@ fn a_platform_whose_blobs_are_missing_is_told() {
             }
             for options in [&[][..], &["-q"]] {
                 let run = cowl(&store, &[&["load"], options, &["-i", &here]].concat());
-                // Behind it is that what is left is for another machine.
+                // It is followed by the warning that the rest is for another machine.
                 let line = format!("cowl: warning: {told}");
                 assert!(run.code() == 0 && run.stderr.starts_with(&line), "{run}");
             }
@@ -68,10 +67,10 @@ fn a_platform_whose_blobs_are_missing_is_told() {
     });
 }
 
-/// What is listed as `multi:1 (linux/riscv64)` is found by that, of a store and of an archive; the
-/// two images of one name are compared as those of two.
+/// The displayed `multi:1 (linux/riscv64)` selects the image, in a store and in an archive; the two
+/// images of one name can be compared.
 #[test]
-fn a_name_with_a_platform_is_found_as_it_is_shown() {
+fn a_displayed_name_with_platform_selects_its_image() {
     root(|| {
         let archive = directory().join("multi.tar");
         python(&directory(), TWO_PLATFORMS, [&archive]);
@@ -104,7 +103,7 @@ import json, sys
 print([layer['bytes'] for layer in json.loads(sys.argv[1])['layers']])
 ";
         assert_eq!(python(&directory(), script, [&listed]), "[7]\n");
-        // It keeps its platform in the report, whatever else is given.
+        // The report shows its platform, whatever else is given.
         let names = |images: &[&str]| {
             let report = cowl(
                 store.root(),
@@ -140,10 +139,10 @@ print([image['name'] for image in json.loads(sys.argv[1])['images']])
     });
 }
 
-/// A file that is named like an archive is one, unless a container is called so. Without a store
-/// none is made.
+/// A file with an archive's extension is an archive, unless a container has that name. If there is
+/// no store, none is created.
 #[test]
-fn a_diff_of_one_file_is_of_its_two_images() {
+fn diff_of_one_archive_compares_its_two_images() {
     root(|| {
         let archive = directory().join("two.tar");
         python(&directory(), TWO_PLATFORMS, [&archive]);
@@ -169,7 +168,7 @@ fn a_diff_of_one_file_is_of_its_two_images() {
     });
 }
 
-/// It is TMPDIR that is full, whatever store there is.
+/// The message names TMPDIR, not the store.
 #[test]
 fn a_full_scratch_disk_is_named() {
     root(|| {
@@ -205,9 +204,9 @@ mkdir small; mount -t tmpfs -o size=3m small small
     });
 }
 
-/// An empty TMPDIR is as none; one that is not there is named, and what to do.
+/// An empty TMPDIR counts as unset; a missing directory is named, with what to do.
 #[test]
-fn tmpdir_is_named_where_it_cannot_be_used() {
+fn an_unusable_tmpdir_is_named() {
     root(|| {
         let archive = directory().join("multi.tar");
         python(&directory(), TWO_PLATFORMS, [&archive]);
@@ -228,7 +227,7 @@ fn tmpdir_is_named_where_it_cannot_be_used() {
 }
 
 /// Runs a program on a terminal of 100 columns; with `fifo`, sends SIGINT once that is read. Prints
-/// how it ended and what came.
+/// its exit status and output.
 const TERMINAL: &str = "
 import fcntl, os, pty, signal, struct, sys, termios
 fifo, *command = sys.argv[1:]
@@ -250,9 +249,9 @@ _, status = os.waitpid(pid, 0)
 print(os.waitstatus_to_exitcode(status), shown.decode())
 ";
 
-/// How far an archive is read, and at an interrupt what takes a while.
+/// The progress of reading an archive, and after an interrupt what takes a while.
 #[test]
-fn a_terminal_shows_that_an_archive_is_read_and_given_up() {
+fn a_terminal_shows_reading_and_removing_an_archive() {
     root(|| {
         let archive = directory().join("multi.tar");
         python(&directory(), TWO_PLATFORMS, [&archive]);

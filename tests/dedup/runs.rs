@@ -1,4 +1,4 @@
-//! How a run ends: what it writes, and what it leaves.
+//! The end of a run: what it writes, and what it leaves.
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, symlink};
@@ -10,7 +10,7 @@ use cowl_tests::command::{binary, program, python, run, shell};
 use cowl_tests::profile::{directory, root};
 use cowl_tests::store::make_image;
 
-/// `--html` gives a path a new file, but writes to what a link, a pipe or a device is; what it
+/// `--html` replaces a plain file, but writes into a link's target, a pipe or a device; a path it
 /// cannot write to is named.
 #[test]
 fn html_replaces_only_plain_files() {
@@ -30,7 +30,7 @@ fn html_replaces_only_plain_files() {
         symlink("old", at("link")).unwrap();
         write("link").ok();
         assert_eq!(fs::read_link(at("link")).unwrap(), Path::new("old"));
-        // The device of /dev/null, by another name.
+        // The null device under another name.
         shell(&directory(), "mknod null c 1 3", [""; 0]);
         write("null").ok();
         assert!(
@@ -48,7 +48,7 @@ fn html_replaces_only_plain_files() {
     });
 }
 
-/// A reader that goes early is no error.
+/// A reader that closes the pipe early is not an error.
 #[test]
 fn a_broken_pipe_is_quiet() {
     root(|| {
@@ -65,7 +65,8 @@ fn a_broken_pipe_is_quiet() {
                 .unwrap();
             assert!(done.success(), "{option}");
         }
-        // Nor does it change the code of a condition that holds, also where errors go to it.
+        // Nor does it change the exit code of a condition that holds, even if errors go to the same
+        // pipe.
         let script = "
 import os, subprocess, sys
 read, write = os.pipe()
@@ -77,7 +78,7 @@ print(subprocess.run(sys.argv[1:], stdout=write, stderr=write).returncode)
         let arguments = [dedup.as_path(), Path::new("--root"), at];
         let code = python(&directory(), script, arguments.into_iter().chain(options));
         assert_eq!(code, "1\n");
-        // A page for a reader that has gone, by a path; and to a file, before the tables.
+        // A page for a closed pipe, by path; and to a file, before the tables.
         let script = "
 import os, subprocess, sys
 read, write = os.pipe()
@@ -93,7 +94,7 @@ print(open('both').read().partition('</html>\\n')[2].startswith('IMAGE'))
     });
 }
 
-/// `>&-` is an error of each program that had something to say, as of GNU's.
+/// As for GNU's programs, `>&-` is an error if there is output.
 #[test]
 fn a_closed_standard_output_is_an_error() {
     root(|| {
@@ -122,8 +123,8 @@ fn a_closed_standard_output_is_an_error() {
     });
 }
 
-/// An object that is gone: the ladder is of the rest, the object and its images are named, and the
-/// exit code is 1.
+/// If an object is missing, the ladder covers the rest, the object and its images are named, and
+/// the exit code is 1.
 #[test]
 fn a_missing_object_is_named_with_its_images() {
     root(|| {
@@ -157,8 +158,8 @@ print(r['ladder'][1]['chunks'], [(u['bytes'], len(u['object']), u['images'], u['
     });
 }
 
-/// Any byte of a layer's index may be a size or the id of a content, so a wrong one is no report of
-/// other figures.
+/// Any byte of a layer's index may be part of a size or object id: damage must never give different
+/// figures.
 #[test]
 fn a_damaged_index_is_named_wherever_the_damage_is() {
     root(|| {
@@ -179,7 +180,7 @@ fn a_damaged_index_is_named_wherever_the_damage_is() {
     });
 }
 
-/// SIGTERM and SIGINT end a run that holds a lease; nothing of it stays in the store.
+/// SIGTERM and SIGINT end a run that holds a lease, and leave nothing in the store.
 #[test]
 fn an_interrupted_report_leaves_nothing() {
     root(|| {
@@ -228,12 +229,11 @@ print(-process.wait() == getattr(signal, 'SIG' + sys.argv[1]))
     });
 }
 
-/// The browser draws all of its screen anew in a terminal of another size, and on a signal that the
-/// size changed when it did not: what was drawn before may have met a terminal that was larger or
-/// smaller. The size is changed as soon as the first screen is there, so nothing may be missed that
-/// comes between two screens.
+/// The browser redraws its whole screen when the terminal's size changes, and on SIGWINCH without a
+/// change: what was drawn before may have been for another size. The size is changed as soon as the
+/// first screen appears, so a change between two screens must not be missed.
 #[test]
-fn a_resized_terminal_is_drawn_anew() {
+fn a_resized_terminal_is_redrawn() {
     root(|| {
         let store = shop("store");
         let script = r"
@@ -286,8 +286,8 @@ finally:
     });
 }
 
-/// A line of standard error is one write, so that lines of several programs do not mix. Each write
-/// to a socket of packets is a packet.
+/// A line on standard error is one write, so that lines of several programs do not mix. Each write
+/// to a SOCK_SEQPACKET socket is one packet.
 #[test]
 fn an_error_is_written_at_once() {
     root(|| {
@@ -311,7 +311,7 @@ for command in ([dedup, '--root', root, 'nosuch'], [bench, '--nosuch'], [mountd,
     });
 }
 
-/// `--tui` whose terminal goes away gives back its lease, although nothing can be written any more.
+/// If its terminal closes, `--tui` releases its lease, although nothing can be written any more.
 #[test]
 fn a_closed_terminal_ends_the_browser() {
     root(|| {
@@ -340,9 +340,8 @@ print(code in (-1, 1, 2), os.listdir(root + '/pins'))
     });
 }
 
-/// An archive is read for its trees where nothing asks for contents: no file is made of those, and
-/// nothing waits for the disk. Of a ladder each of the 300 contents is a file, and nothing waits
-/// either.
+/// If no contents are needed, only an archive's trees are read: no content is written to a file,
+/// and nothing is synced. For a ladder each of the 300 contents is a file, still without a sync.
 #[test]
 fn an_archive_is_not_unpacked_without_need() {
     root(|| {

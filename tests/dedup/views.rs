@@ -1,4 +1,4 @@
-//! What people see: tables, the page, the terminal, and comparisons of images.
+//! The views: tables, the page, the terminal, and comparisons of images.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -11,15 +11,14 @@ use cowl_tests::store::{Store, make_image};
 
 use crate::{figure, load_images};
 
-/// Sizes for a person, or exact ones; no colours in a pipe, colours in a terminal, whose width the
-/// table keeps to.
+/// Rounded or exact sizes; no colours in a pipe; colours in a terminal, whose width tables keep to.
 #[test]
-fn tables_suit_their_reader() {
+fn tables_fit_pipe_and_terminal() {
     root(|| {
         let store = shop("store");
         let plain = store.ok(["dedup"]);
         assert!(plain.contains("MB") && !plain.contains('\x1b'), "{plain}");
-        // A length is a SIZE in every table.
+        // Sizes have the heading SIZE in every table.
         for report in [store.ok(["dedup", "--all"]), store.ok(["layers"])] {
             assert!(
                 report.contains("SIZE") && !report.contains("BYTES"),
@@ -51,7 +50,7 @@ sys.stdout.write(out.decode())
         store.ok(["import", base.to_str().unwrap(), &name]);
         let (cowl, at) = (binary("cowl"), store.root());
         let arguments = [cowl.as_path(), Path::new("--root"), at, Path::new("dedup")];
-        // One that does not tell its width has 80.
+        // A terminal of unknown width counts as 80 columns.
         for (told, limit) in [("90", 90), ("0", 80)] {
             let terminal = terminal.replace("90", told);
             let shown = python(&directory(), &terminal, arguments);
@@ -75,8 +74,8 @@ sys.stdout.write(out.decode())
     });
 }
 
-/// Names of files and commands that are markup stay text: the page has its own two scripts only,
-/// and loads nothing.
+/// Names and commands that contain markup stay text: the page has only its own two scripts, and
+/// loads nothing.
 #[test]
 fn the_page_takes_no_markup_from_images() {
     root(|| {
@@ -133,8 +132,7 @@ print([attributes for _, attributes in found if {'src', 'href', 'onerror', 'onlo
     });
 }
 
-/// `cowl layers`, `diff` and `tree`: the changes of the layers above, and what lists of packages
-/// say.
+/// `cowl layers`, `diff` and `tree`: the layers' changes, and package lists.
 #[test]
 fn images_are_compared_and_explained() {
     root(|| {
@@ -150,7 +148,7 @@ fn images_are_compared_and_explained() {
                 .collect::<Vec<_>>()
         };
         assert_eq!(row(1)[2..5], ["8", "0", "0"], "{listed}");
-        // New: srv/again. Changed: etc/conf, srv/also, opt/a, sym. Gone: srv/big, opt/b.
+        // Added: srv/again. Changed: etc/conf, srv/also, opt/a, sym. Deleted: srv/big, opt/b.
         assert_eq!(row(2)[2..5], ["1", "4", "2"], "{listed}");
         assert_eq!(row(2).last(), Some(&"changes.tar"));
         let found = store.ok(["diff", "two", "three"]);
@@ -262,9 +260,9 @@ layer('two.tar', [('libc6', '2.41-1')], [('musl', '1.2.5-r1'), ('zlib', '1.3')],
     });
 }
 
-/// `cowl tree`: every name that the second reader of the format finds, and damage is named.
+/// `cowl tree` lists every name that the second reader of the format finds, and reports damage.
 #[test]
-fn an_index_is_made_readable() {
+fn tree_prints_an_index() {
     root(|| {
         let store = Store::new("store");
         load_images(&store);
@@ -293,7 +291,7 @@ print(len(told.splitlines()))
         fs::write(&broken, bytes).unwrap();
         let line = store.run(["tree", broken.to_str().unwrap()]).refused(1);
         assert!(line.contains("broken"), "{line}");
-        // Neither is read to its end.
+        // Neither file is read to its end.
         let sparse = File::create(directory().join("sparse")).unwrap();
         sparse.set_len(1 << 40).unwrap();
         let sparse = directory().join("sparse");
@@ -304,8 +302,8 @@ print(len(told.splitlines()))
     });
 }
 
-/// `--tui` in a real terminal: layers and files, a search, a sort, the end. A hostile name is shown
-/// as text.
+/// `--tui` in a real terminal: layers and files, search, sort, quit. A hostile name is shown as
+/// text.
 #[test]
 fn layers_are_browsed_in_a_terminal() {
     root(|| {
@@ -386,8 +384,8 @@ print('done')
     });
 }
 
-/// An archive on standard input is browsed with the keys of the terminal that the process has. A
-/// key ends it, or a signal: either way the cursor comes back.
+/// An archive on standard input is browsed with keys from the controlling terminal. Whether a key
+/// or a signal ends it, the cursor is restored.
 #[test]
 fn an_archive_of_a_pipe_is_browsed_in_a_terminal() {
     root(|| {

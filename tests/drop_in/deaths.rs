@@ -17,7 +17,7 @@ use super::{Place, STACK};
 const KILLS: u64 = 10;
 
 /// The processes of the only mount: the one that holds it, and its child that serves it, if there
-/// is one just now.
+/// is one at the moment.
 fn holding_and_serving() -> (Pid, Option<Pid>) {
     let found = processes().into_iter();
     let ours = found.filter(|(_, line)| line.contains("--serve"));
@@ -63,12 +63,12 @@ fn change(root: &Path, rounds: impl IntoIterator<Item = u64>) {
     assert_eq!(text, "kept\n");
 }
 
-/// Kills the serving process, each time after another round of the client, somewhere within one.
+/// Kills the serving process repeatedly, each time at some point of another round of the client.
 fn kill_again_and_again(rounds: &AtomicU64, over: &AtomicBool) {
     let mut killed = 0;
     while killed < KILLS && !over.load(Ordering::Relaxed) {
         let before = rounds.load(Ordering::Relaxed);
-        // What was under way at a death is done before the next one.
+        // Requests in progress at a death are finished before the next one.
         while rounds.load(Ordering::Relaxed) < before + 2 && !over.load(Ordering::Relaxed) {
             std::hint::spin_loop();
         }
@@ -155,8 +155,8 @@ fn a_mount_without_an_upper_outlives_its_serving_process_as_root() {
     });
 }
 
-/// What a worker of three layers has open, but for directories and files below, which it keeps
-/// some of.
+/// The descriptors that a worker over three layers always has open; it caches some directories and
+/// files below.
 const OPEN: [&str; 8] = [
     "/",
     "/",
@@ -172,7 +172,7 @@ fn open_files(process: Pid) -> Vec<String> {
     let Ok(files) = fs::read_dir(format!("/proc/{process}/fd")) else {
         return Vec::new();
     };
-    // One that is closed meanwhile is not open.
+    // A descriptor closed meanwhile does not count.
     let files = files.filter_map(|file| fs::read_link(file.ok()?.path()).ok());
     let mut files: Vec<_> = files.map(|file| file.display().to_string()).collect();
     files.retain(|file| !file.starts_with("/dir") && !file.contains("/work/place/"));
@@ -180,7 +180,7 @@ fn open_files(process: Pid) -> Vec<String> {
     files
 }
 
-/// Waits until a process has these files open, and no others; returns what it may do, and where.
+/// Waits until a process has exactly these files open; returns its privileges and its root.
 fn settled(process: impl Fn() -> Option<Pid>, files: &[&str]) -> (Vec<String>, PathBuf) {
     let limit = Instant::now() + NEVER;
     let process = loop {

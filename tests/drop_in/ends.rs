@@ -22,7 +22,7 @@ struct Foreground<'p> {
 }
 
 impl<'p> Foreground<'p> {
-    /// Started by a shell that has run `before`; returns when it has mounted.
+    /// Starts it from a shell that has run `before`; returns when it has mounted.
     fn start(place: &'p Place, before: &str) -> Self {
         let script = format!("{before}; exec \"$1\" -f -o \"$2\" mnt");
         let mut command = program("sh", ["-euc", &script, "sh"]);
@@ -33,7 +33,7 @@ impl<'p> Foreground<'p> {
         foreground
     }
 
-    /// Waits for the mount, or for its end; mountinfo has nothing to wait on but changes.
+    /// Waits until it is mounted, or no longer is; polls mountinfo.
     fn wait_until(&self, mounted: bool) {
         let limit = Instant::now() + NEVER;
         while self.place.is_mounted() != mounted {
@@ -56,7 +56,7 @@ impl<'p> Foreground<'p> {
 
 impl Drop for Foreground<'_> {
     fn drop(&mut self) {
-        // Nothing is left to do if it has ended.
+        // It may have ended already.
         drop(self.child.kill());
         drop(self.child.wait());
     }
@@ -84,11 +84,11 @@ fn signal_unmounts() {
         let kept = fs::read_to_string(place.at("upper/said")).unwrap();
         assert_eq!(kept, text);
     }
-    // Unmounted by another.
+    // Unmounted by another program.
     let mountd = Foreground::start(&place, ":");
     place.unmount();
     assert_eq!(mountd.end(), Some(0));
-    // nohup's is not taken for one.
+    // nohup's SIGHUP is ignored.
     let mountd = Foreground::start(&place, "trap '' HUP");
     mountd.signal(Signal::HUP);
     assert!(place.is_mounted());
@@ -110,8 +110,8 @@ fn a_second_signal_ends_a_mount_that_is_in_use_as_root() {
         assert!(text.ends_with("\n30000\n"), "its users keep it");
         mountd.signal(Signal::TERM);
         assert_eq!(mountd.end(), Some(1));
-        // Both processes of the mount end now. A request that is sent before the last has closed
-        // the connection is aborted.
+        // Both processes of the mount end now. A request sent before the last one closes the
+        // connection is aborted.
         let error = rustix::fs::fsync(&unread).unwrap_err();
         let ended = [Errno::NOTCONN, Errno::CONNABORTED];
         assert!(ended.contains(&error), "{error}");
@@ -135,7 +135,7 @@ fn holder_dies() {
         .into_iter()
         .find(|(pid, line)| line.contains("--serve") && getsid(Some(*pid)) == Ok(*pid))
         .unwrap();
-    // It has told the command that it has mounted when it has closed their pipe.
+    // The end of their pipe tells the command that it has mounted.
     let tells = || {
         let open = fs::read_dir(format!("/proc/{holder}/fd")).unwrap();
         open.flatten().any(|entry| {
@@ -190,7 +190,7 @@ fn a_mount_waits_for_one_that_was_unmounted_as_root() {
             .find(|(_, line)| line.contains("--serve"))
             .unwrap()
             .0;
-        // Unmounted, and its process ends when it is let.
+        // It is unmounted, but its process cannot end yet.
         kill_process(serving, Signal::STOP).unwrap();
         rustix::mount::unmount(place.at("mnt"), UnmountFlags::DETACH).unwrap();
         let mut command = program(
@@ -199,7 +199,7 @@ fn a_mount_waits_for_one_that_was_unmounted_as_root() {
         );
         let mut next = command.current_dir(&place.path).spawn().unwrap();
         let limit = Instant::now() + NEVER;
-        // A line of one that waits (proc_locks(5)).
+        // The line of a waiting process (proc_locks(5)).
         let waits = || {
             fs::read_to_string("/proc/locks")
                 .unwrap()

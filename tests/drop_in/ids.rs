@@ -1,5 +1,5 @@
-//! Owners: what `uidmapping`, `gidmapping`, `squash_to_*` and `noacl` show, and write; the same of
-//! `cowl mount`, over an image.
+//! Owners with `uidmapping`, `gidmapping`, `squash_to_*` and `noacl`, shown and written; and with
+//! `cowl mount` over an image.
 
 use std::path::Path;
 
@@ -9,13 +9,13 @@ use cowl_tests::store::Store;
 
 use super::{Place, STACK};
 
-/// A lower file of root, of mapped owners, and of one that no mapping below has.
+/// Lower files of root, of mapped owners, and of an unmapped owner.
 const OWNED: &str = "
 mkdir top middle bottom; cd bottom; mkdir dir; for id in 0 1 5 500 70000; do echo $id > $id; chown $id:$id $id; done
 chown 1:2 dir; chmod 777 . dir ../upper; ln -s 5 link; chown -h 5:6 link
 ";
 
-/// Creations as a mapped user and as one that is not, copies up, and changes of owners.
+/// Creations as a mapped and as an unmapped user, copy-ups, and changes of owners.
 const CHANGES: &str = "
 as() { id=$1; shift; setpriv --reuid $id --regid $id --clear-groups \"$@\"; }
 as 110004 sh -c 'umask 27; echo new > dir/new; mkdir dir/sub; ln -s x dir/symlink; mkfifo dir/fifo'
@@ -68,7 +68,7 @@ fn mapped_and_squashed_owners_are_fuse_overlayfs_s_as_root() {
                 shell::<&str>(&place.at("mnt"), CHANGES, []);
                 let after = shell::<&str>(&place.at("mnt"), OWNERS, []);
                 place.unmount();
-                // The upper's own owners, and the lower's, which stay.
+                // The owners in the upper, and those in the lower, which stay.
                 let kept =
                     ["upper", "bottom"].map(|side| shell::<&str>(&place.at(side), OWNERS, []));
                 (before, after, kept)
@@ -79,8 +79,8 @@ fn mapped_and_squashed_owners_are_fuse_overlayfs_s_as_root() {
     });
 }
 
-/// No namespace of the tests has the owner's id. fuse-overlayfs, too, leaves such a copy to the
-/// one that makes it.
+/// The test's namespace lacks the owner's id. In fuse-overlayfs too, such a copy keeps its creator
+/// as owner.
 #[test]
 fn squashed_owners_that_the_namespace_lacks_are_left_as_user() {
     user(|| {
@@ -154,11 +154,11 @@ fn ids_in_acls_are_mapped_both_ways_as_root() {
             assert_eq!(at("mnt"), acl(110_004), "{path}");
             assert_eq!(at("upper"), acl(5), "{path}");
         }
-        // An inherited one is the directory's, less what the creation's mode leaves out.
+        // An inherited ACL is the directory's, masked by the creation's mode.
         let at = |side: &str| acl_of(&place, &format!("{side}/dir/heir"), "access");
         assert_eq!(at("mnt"), acl(110_004));
         assert_eq!(at("upper"), acl(5));
-        // The kernel grants by what is shown.
+        // The kernel checks permissions by the shown ACL.
         let read = "setpriv --reuid $1 --regid $1 --clear-groups cat 500";
         assert_eq!(shell(&place.at("mnt"), read, ["110004"]), "500\n");
         let mut stranger = program("sh", ["-euc", read, "sh", "5"]);

@@ -1,5 +1,5 @@
-//! `cowl-mountd` on fuse-overlayfs's command line: what callers rely on, and the same changes over
-//! the same plain directories beside fuse-overlayfs and the kernel's overlayfs.
+//! `cowl-mountd` with fuse-overlayfs's command line: what callers rely on, and the same changes to
+//! the same layers as with fuse-overlayfs and the kernel's overlayfs.
 
 mod deaths;
 mod ends;
@@ -16,7 +16,7 @@ use cowl_tests::profile::{await_processes, directory, root, user};
 use cowl_tests::skip::skip;
 use cowl_tests::tree::{Tree, assert_same, read};
 
-/// Three layers, the top one first, with all that one can say of the others.
+/// Three layers, top first, with every kind of whiteout, opaque mark and redirect.
 const LAYERS: &str = r"
 mkdir top middle bottom
 cd bottom
@@ -108,8 +108,8 @@ fn overlayfs(place: &Place, options: &str) {
     );
 }
 
-/// What programs see of a tree, without what file systems differ in by right: times that the clock
-/// set are not in it, and link counts of directories are 1 in overlayfs.
+/// What programs see of a tree, without legitimate differences: times set by the clock, and link
+/// counts of directories, which are 1 in overlayfs.
 fn comparable(mut tree: Tree) -> Tree {
     for entry in tree.values_mut() {
         if entry.kind == rustix::fs::FileType::Directory {
@@ -139,7 +139,7 @@ fn mount_answers() {
     fs::write(place.at("mnt/new"), "new").unwrap();
     place.unmount();
     assert_eq!(fs::read_to_string(place.at("upper/new")).unwrap(), "new");
-    // Without an upper, and with ro, nothing can be changed.
+    // Without an upper, or with ro, nothing can be changed.
     for options in ["lowerdir=top:middle:bottom", &format!("ro,{STACK}")] {
         place.ours(options);
         let error = fs::write(place.at("mnt/new"), "").unwrap_err();
@@ -336,7 +336,7 @@ fn an_upper_of_fuse_overlayfs_is_mounted_and_given_back_as_user() {
     user(|| an_upper_of_fuse_overlayfs_is_mounted_and_given_back());
 }
 
-/// Layers that both read: whiteouts as devices, opaque marks as attributes.
+/// Layers that both support: whiteouts as devices, opaque marks as xattrs.
 const KERNELS: &str = r"
 mkdir top middle bottom
 cd bottom; mkdir -p dir/sub other gone; echo one > dir/one; echo two > dir/sub/two; echo big > content; echo y > gone/y; echo o > dir/own
@@ -377,7 +377,7 @@ fn overlayfs_mounts_our_upper_and_we_mount_overlayfs_s_as_root() {
                 &unlinked(place.shown()),
                 "the other one's upper",
             );
-            // And on from there, back to the first.
+            // And on from there with the other one.
             shell::<&str>(
                 &place.at("mnt"),
                 "echo x >> moved; mv renamed again; rm -r dir; chmod 640 again/m",
@@ -396,7 +396,7 @@ fn overlayfs_mounts_our_upper_and_we_mount_overlayfs_s_as_root() {
     });
 }
 
-/// Without an index overlayfs breaks hard links at copy-up, and counts them otherwise.
+/// Without an index overlayfs breaks hard links at copy-up, so link counts differ.
 fn unlinked(tree: Tree) -> Tree {
     let mut tree = comparable(tree);
     for (path, entry) in &mut tree {

@@ -1,4 +1,4 @@
-//! How a container is named, run and left, and what it is given: the flags of every day.
+//! The most common flags: names, detaching, environment, volumes.
 
 use std::fs::File;
 
@@ -7,7 +7,7 @@ use cowl_tests::profile::{directory, root};
 
 use crate::support::Doors;
 
-/// What both doors print for `run` with these flags and words. Nothing of it stays.
+/// The output of `run` with these arguments, equal for both clients. The container is removed.
 #[track_caller]
 fn both(doors: &Doors, flags: &[&str], words: &[&str], input: Option<&str>) -> [Outcome; 2] {
     let arguments = [&["run", "--rm"], flags, &["shop"], words].concat();
@@ -139,7 +139,7 @@ fn entrypoint_is_before_the_command() {
     root(|| {
         let doors = Doors::open();
         assert_eq!(doors.out(&["--entrypoint", "/bin/echo"], "x"), "sh -c x\n");
-        // An empty one is none, whatever the image has.
+        // An empty entrypoint removes the image's.
         let change = ["commit", "-c", "ENTRYPOINT [\"/bin/false\"]"];
         let id = doors.store.ok(["create", "shop", "true"]);
         doors
@@ -193,9 +193,9 @@ fn volume_is_named_anonymous_or_a_directory_of_the_host() {
         let place = directory().join("host");
         let bind = format!("{}:/bind:ro", place.display());
         let flags = ["-v", "kept:/kept", "-v", "/anonymous", "-v", &bind];
-        // The directory of the host is made.
+        // The host directory is created.
         let script = "echo x >> /kept/x; touch /anonymous/y && wc -l < /kept/x; touch /bind/z 2>/dev/null || echo read-only";
-        // Once for each door: the named one is the same.
+        // Once for each client: the named volume is the same.
         let first = doors
             .store
             .ok([&["run", "--rm"], &flags[..], &["shop", "sh", "-c", script]].concat());
@@ -229,7 +229,7 @@ fn volumes_from_mounts_what_another_container_has() {
             "kept\n0\n"
         );
         doors.refused(&["--volumes-from", "one:fly"], "fly");
-        // Docker's command takes a missing container for a missing image.
+        // Docker's client reports a missing container as a missing image.
         let refused = doors
             .store
             .run(["create", "--volumes-from", "nosuch", "shop"]);
@@ -238,7 +238,7 @@ fn volumes_from_mounts_what_another_container_has() {
     });
 }
 
-/// It is cowl's own; Docker's way to it is `--storage-opt`.
+/// A flag of cowl's own; Docker's equivalent is `--storage-opt`.
 #[test]
 fn io_is_how_files_are_read_and_written() {
     root(|| {

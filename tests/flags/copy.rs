@@ -10,8 +10,8 @@ use cowl_tests::tree::{assert_same, read};
 
 use crate::support::{Detached, Doors};
 
-/// What is copied, on either side. `touch` adds the time of day, and trees compare no times from
-/// 2001-09-09 01:46:40 on.
+/// The files to copy, on either side. `touch` adds the time of day, and tree comparison ignores
+/// times after 2001-09-09 01:46:40.
 const SOURCES: &str = "mkdir -p dir/sub && echo one > file && chmod 640 file && ln -s file link \
     && ln -s dir linked && ln -s nowhere dangling && echo two > dir/a && ln dir/a dir/sub/hard \
     && ln -s ../a dir/sub/up && chmod 1755 dir/sub && chmod 711 dir && echo large > BZh9 \
@@ -157,7 +157,7 @@ fn cp_copies_a_tree_there_and_back() {
         assert_same(&expected, &read(&sources.join(&back)), "the tar");
     }
     assert_eq!(running.exec("cat /copy/sub/up"), "two\n");
-    // A name that begins as a compressed tar does.
+    // A name that begins with the magic bytes of a compressed tar.
     at(&sources, store.command(["cp", "BZh9", "runs:/tmp"])).ok();
     at(&sources, store.command(["cp", "runs:/tmp/BZh9", "dir"])).ok();
     assert_eq!(shell(&sources, "cat dir/BZh9", [""; 0]), "large\n");
@@ -198,7 +198,7 @@ fn cp_copies_a_tree_there_and_back_as_user() {
 
 /// A container swaps a directory for a link out of the destination while it is copied.
 #[test]
-fn cp_to_the_host_stays_where_it_is_told() {
+fn cp_to_the_host_stays_below_the_destination() {
     root(|| {
         let store = shop("store");
         let outside = fresh("outside", ":");
@@ -211,7 +211,7 @@ fn cp_to_the_host_stays_where_it_is_told() {
         web.exec("until test -e /began; do usleep 10000; done");
         let inside = fresh("inside", ":");
         for _ in 0..30 {
-            // Files that go meanwhile may be an error.
+            // Files that disappear meanwhile may cause an error.
             let mut copy = store.command(["cp", "-q", "web:/t", "."]);
             copy.stderr(Stdio::null()).current_dir(&inside);
             copy.status().unwrap();

@@ -1,4 +1,4 @@
-//! What a container may do: devices, parameters, limits of processes, groups, privileges.
+//! Isolation: devices, sysctls, ulimits, groups, privileges.
 
 use cowl_tests::busybox::shop;
 use cowl_tests::profile::{directory, root, user};
@@ -39,7 +39,7 @@ fn device_gives_a_node_of_the_host() {
             doors.out(&["--device", "/dev/fuse"], script),
             "a:e5\nopened\n"
         );
-        // Without the right to write, or to read.
+        // Without write or read access.
         let script = "stat -c %t:%T /dev/mine; (: > /dev/mine) 2>/dev/null || echo refused";
         assert_eq!(
             doors.out(&["--device", "/dev/fuse:/dev/mine:r"], script),
@@ -134,7 +134,7 @@ fn ulimit_is_that_of_the_programs() {
     });
 }
 
-/// To raise a limit takes CAP_SYS_RESOURCE, which an ordinary user has not.
+/// Raising a hard limit needs CAP_SYS_RESOURCE, which an ordinary user lacks.
 #[test]
 fn ulimit_above_the_callers_is_refused_by_name() {
     user(|| {
@@ -167,7 +167,7 @@ fn security_opt_changes_what_docker_lets_it_change() {
         let flags = ["--security-opt", "systempaths=unconfined"];
         assert_eq!(doors.out(&flags, masked), "0\n");
         assert_ne!(doors.out(&[], masked), "0\n");
-        // Without the kernel's module they are without effect, as by dockerd, and said to be.
+        // As in dockerd, without the kernel's module they have no effect, and a warning says so.
         for (option, file, warning) in [
             (
                 "apparmor=mine",
@@ -253,7 +253,7 @@ fn security_opt_seccomp_refuses_what_the_profile_refuses() {
     });
 }
 
-/// What is not on the list kills, so the list is all that a start needs beside the program.
+/// Calls that are not listed kill, so the list has all that a start needs beyond the program.
 #[test]
 fn security_opt_seccomp_need_not_allow_what_the_launcher_does() {
     root(|| {
@@ -298,7 +298,7 @@ fn security_opt_seccomp_refuses_a_bad_profile_by_its_name() {
         let arguments = ["create", &flag, "shop", "true"];
         let docker = doors.server.run(arguments);
         assert!(docker.stderr.contains(why), "docker: {docker}");
-        // Here the command that reads the file reads the profile too: a wrong option, by its name.
+        // The client that reads the file also parses the profile: an error of the named option.
         let own = doors.store.run(arguments).refused(125);
         assert!(own.contains("unknown.json: decoding"), "{own}");
     });

@@ -20,7 +20,7 @@ fn is_legacy(controller: &str) -> bool {
     })
 }
 
-/// What is read of a limit.
+/// The expected content of a limit's file.
 pub(crate) fn expected<'a>(controller: &str, legacy: &'a str, unified: &'a str) -> &'a str {
     if is_legacy(controller) {
         legacy
@@ -318,7 +318,7 @@ fn blkio_weight_device_is_set_or_discarded_by_name() {
 fn cgroup_parent_is_above_its_control_groups() {
     root(|| {
         let doors = Doors::open();
-        // Of this test alone: process ids are those of a namespace of its own.
+        // Unique to this test, whose pids are from a namespace of its own.
         let base = directory().parent().unwrap().to_owned();
         let parent = format!("flags-{}", base.file_name().unwrap().display());
         let running = Detached::start(

@@ -1,5 +1,6 @@
-//! Docker's flags of `run` and `create`, each with its effect inside: docs/run-flags.md has the
-//! table. `cowl run` is one door, the real `docker create` over `cowl serve` the other.
+//! Docker's flags of `run` and `create`, each with its effect inside the container:
+//! docs/run-flags.md has the table. Two clients are tested: `cowl run`, and the real `docker
+//! create` over `cowl serve`.
 
 mod basics;
 mod copy;

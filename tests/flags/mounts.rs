@@ -1,4 +1,4 @@
-//! What is mounted, and how.
+//! Mounts and their options.
 
 use cowl_tests::busybox::shop;
 use cowl_tests::command::shell;
@@ -38,7 +38,7 @@ fn tmpfs_is_empty_and_in_memory_as_user() {
 }
 
 #[test]
-fn tmpfs_is_the_same_through_both_doors() {
+fn tmpfs_is_the_same_with_both_clients() {
     root(|| {
         let doors = Doors::open();
         let flags = [
@@ -70,7 +70,7 @@ fn with_submount(name: &str) -> std::path::PathBuf {
 }
 
 #[test]
-fn bind_recursive_says_what_becomes_of_mounts_below() {
+fn bind_recursive_controls_the_mounts_below() {
     root(|| {
         let doors = Doors::open();
         let host = with_submount("host");
@@ -139,7 +139,7 @@ fn volume_subpath_is_a_part_of_a_volume() {
             doors.out(&["--mount", &mount("a/b")], "cat /part/file"),
             "deep\n"
         );
-        // A link leads nowhere but into the volume.
+        // A link is resolved inside the volume.
         let climbs = inside(&doors.store, &["--mount", &mount("out")], "true").refused(125);
         assert!(
             climbs.contains("cannot access path out of the volume"),
@@ -185,7 +185,7 @@ fn volume_driver_and_volume_opt_make_the_volume() {
                 "local map[device:tmpfs o:size=64k,mode=711 type:tmpfs]\n"
             );
         }
-        // They are of a new volume: there is one now.
+        // They apply to new volumes only: it exists now.
         let again = "src=own,dst=/m,volume-opt=type=nosuch";
         doors.store.ok(["create", "--mount", again, "shop", "true"]);
         doors.refused(

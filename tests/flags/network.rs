@@ -74,7 +74,7 @@ fn dns_options_replace_those_of_the_host() {
 
 fn network_files_are_the_containers_own() {
     let store = shop("store");
-    // Changes stay in it, and are no changes of the image's files.
+    // Changes are visible in the container only, and do not count as changes of the image.
     let script =
         "for f in hosts hostname resolv.conf; do echo x > /etc/$f || exit 1; done; cat /etc/hosts";
     let out = store.ok(["run", "--name", "files", "shop", "sh", "-c", script]);
@@ -99,7 +99,7 @@ fn network_files_are_the_containers_own() {
         refused.stderr.contains("Read-only file system"),
         "{refused}"
     );
-    // What the user mounts there comes first.
+    // The user's own mounts there take precedence.
     let own = directory().join("own");
     std::fs::write(&own, "1.1.1.1 own\n").unwrap();
     let mount = format!("{}:/etc/hosts", own.display());
@@ -154,7 +154,7 @@ fn network_none_has_a_loopback_alone() {
 fn network_and_pid_of_another_container_are_joined() {
     root(|| {
         let doors = Doors::open();
-        // A shell that stays one: its name does not change between two looks.
+        // A shell that does not exec: its name does not change between two checks.
         let script = "touch /ready; while :; do sleep 1000; done";
         let donor = Detached::start(&doors.store, "donor", &["-h", "donor"], script);
         donor.exec("until test -e /ready; do usleep 10000; done");
@@ -259,11 +259,11 @@ fn ipc_of_another_container_is_joined_with_its_shared_memory() {
         let expected = donor.exec(shared);
         assert!(expected.contains("secret\n"), "{expected}");
         assert_eq!(doors.out(&["--ipc", "container:donor"], shared), expected);
-        // What a second one writes is seen by the first.
+        // The first container sees what the second one writes.
         let write = "echo back > /dev/shm/answer; cat /proc/sysvipc/shm | wc -l";
         doors.out(&["--ipc=container:donor", "--read-only"], write);
         assert_eq!(donor.exec("cat /dev/shm/answer"), "back\n");
-        // One that joined can be joined.
+        // A container that joined can itself be joined.
         let second = Detached::start(
             &doors.store,
             "second",
@@ -291,7 +291,7 @@ fn ipc_of_another_container_is_joined_with_its_shared_memory() {
     });
 }
 
-/// A donor that has put something else there gives that, and nothing of the host.
+/// If the donor replaces /dev/shm, the replacement is joined, and nothing of the host.
 #[test]
 fn ipc_of_another_container_takes_no_link_to_the_host() {
     root(|| {
@@ -316,7 +316,7 @@ fn ipc_of_another_container_is_joined_as_user() {
     });
 }
 
-/// One link of the image leads on through an absolute one, and one climbs out of its root.
+/// One link of the image leads through an absolute link, and one points above its root.
 #[test]
 fn network_files_are_mounted_where_dangling_links_of_the_image_lead() {
     root(|| {

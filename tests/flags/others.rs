@@ -36,7 +36,7 @@ fn platform_must_be_the_images() {
             other.starts_with("HTTP/1.1 404") && other.contains("linux/s390x"),
             "{other}"
         );
-        // Docker's client asks for the container before it reads the platform.
+        // Docker's client looks up the container before it checks the platform.
         let create = ["create", "--platform", "a/b/c/d", "shop", "true"];
         let codes = [
             (doors.store.run(create), 125),
@@ -98,7 +98,7 @@ fn version_format_has_dockers_fields() {
 }
 
 #[test]
-fn pull_takes_what_is_there_and_pulls_nothing() {
+fn pull_uses_local_images_only() {
     root(|| {
         let store = shop("store");
         for when in ["missing", "never"] {
@@ -150,7 +150,7 @@ fn stop_signal_and_stop_timeout_are_those_of_stop() {
             polite.field("{{.Config.StopSignal}} {{.Config.StopTimeout}}"),
             "USR1 600"
         );
-        // A program that does not listen is killed when its own time is over.
+        // A program that ignores the signal is killed after its own timeout.
         let flags = ["--stop-timeout", "0"];
         let script = "trap '' TERM; echo ready; while :; do sleep 1; done";
         let deaf = Detached::start(&doors.store, "deaf", &flags, script);
@@ -173,7 +173,7 @@ fn wait_for_log(doors: &Doors, name: &str, line: &str) {
 }
 
 #[test]
-fn log_driver_and_log_opt_say_what_is_kept() {
+fn log_driver_and_log_opt_control_the_log() {
     root(|| {
         let doors = Doors::open();
         let say = [
@@ -239,7 +239,7 @@ fn exec_has_its_own_user_directory_terminal_and_privileges() {
         );
         let terminal = doors.store.ok(["exec", "-t", "running", "tty"]);
         assert_eq!(terminal.trim(), "/dev/pts/0");
-        // Detached: it goes on by itself.
+        // Detached: it continues by itself.
         let detached = doors.store.ok([
             "exec",
             "-d",
@@ -256,7 +256,7 @@ fn exec_has_its_own_user_directory_terminal_and_privileges() {
     });
 }
 
-/// `cowl attach FLAGS NAME`, once it has given the container's next line.
+/// Starts `cowl attach FLAGS NAME`, and waits for the container's next line.
 fn attach(
     doors: &Doors,
     flags: &[&str],
@@ -291,7 +291,7 @@ fn attach_no_stdin_leaves_the_input_alone() {
 }
 
 #[test]
-fn attach_sig_proxy_says_who_gets_a_signal() {
+fn attach_sig_proxy_controls_who_gets_signals() {
     root(|| {
         let doors = Doors::open();
         let script = "trap 'exit 7' TERM; while :; do echo tick; sleep 1; done";
@@ -376,7 +376,7 @@ fn run_attach_shows_the_streams_that_it_names() {
 
 /// 125 would say that no container ran.
 #[test]
-fn exit_codes_tell_of_the_program_where_standard_output_is_closed_or_full() {
+fn exit_codes_are_the_programs_if_standard_output_is_closed_or_full() {
     root(|| {
         let doors = Doors::open();
         let _runs = Detached::start(&doors.store, "runs", &[], "sleep 1000");
@@ -412,7 +412,7 @@ fn exit_codes_tell_of_the_program_where_standard_output_is_closed_or_full() {
                 doors.store.ok(["wait", "rests"]);
             }
         }
-        // Here alone docker says nothing, and the ID is lost.
+        // Only here docker reports nothing, and the ID is lost.
         let words = [&["run", "-d", "--name", "ran"][..], &made].concat();
         let mut detached = doors.store.command(words);
         let full = std::fs::File::options()
@@ -472,7 +472,7 @@ fn logs_details_precede_each_line() {
         assert_eq!(doors.server.ok(arguments), " one\n two\n");
         let own = doors.store.ok(["logs", "--details", "-t", "lines"]);
         assert_eq!(own, doors.server.ok(["logs", "--details", "-t", "lines"]));
-        // What is no number of lines is all.
+        // What is not a number of lines means all.
         for (tail, shown) in [
             ("x", 2),
             ("-5", 2),
@@ -538,7 +538,8 @@ fn commit_pause_false_is_refused_of_a_running_container() {
     });
 }
 
-/// As Docker's: the client is at one run of the program, and the next is the restart policy's.
+/// As in Docker: the client is attached to the first run only; later ones belong to the restart
+/// policy.
 #[test]
 fn run_with_restart_ends_with_the_first_run() {
     root(|| {

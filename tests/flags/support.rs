@@ -1,11 +1,11 @@
-//! What the tests of flags have in common.
+//! Helpers for the tests of flags.
 
 use cowl_tests::busybox::shop;
 use cowl_tests::command::Outcome;
 use cowl_tests::server::Server;
 use cowl_tests::store::Store;
 
-/// Both doors of one store.
+/// Both clients of one store.
 pub(crate) struct Doors {
     pub(crate) store: Store,
     pub(crate) server: Server,
@@ -18,8 +18,8 @@ impl Doors {
         Self { store, server }
     }
 
-    /// Runs a script in a container with these flags, once from each door. Its output must be the
-    /// same; returns it.
+    /// Runs a script in a container with these flags, once with each client. The outputs must be
+    /// equal; returns one.
     #[track_caller]
     pub(crate) fn out(&self, flags: &[&str], script: &str) -> String {
         let own = inside(&self.store, flags, script).ok();
@@ -31,7 +31,7 @@ impl Doors {
         own
     }
 
-    /// Both doors refuse these flags with one exit code, and say why.
+    /// Both clients refuse these flags with the same exit code and reason.
     #[track_caller]
     pub(crate) fn refused(&self, flags: &[&str], why: &str) {
         let arguments = [&["create"], flags, &["shop", "true"]].concat();

@@ -7,8 +7,8 @@ use cowl_tests::pty::InTerminal;
 
 use crate::support::{Detached, Doors};
 
-/// Starts a client in a terminal, waits for the shell at its other end, types keys, and gives the
-/// client's exit code and what it showed after the keys.
+/// Starts a client in a terminal, waits for the container's shell, types keys, and returns the
+/// client's exit code and its output after the keys.
 #[track_caller]
 fn leave(mut client: Command, keys: &[u8]) -> (Option<i32>, String) {
     let mut terminal = InTerminal::start(&mut client, 30, 100);
@@ -23,7 +23,7 @@ fn detach_keys_leave_the_program_running() {
     root(|| {
         let doors = Doors::open();
         let usual: &[u8] = b"\x10\x11";
-        // Ends, since the keys before the newline are the shell's.
+        // Ends, since the keys before the newline go to the shell.
         let ends: &[u8] = b"\x10\x11\x15exit 9\n";
         let of = |door: &str, words: &[&str]| match door {
             "cowl" => doors.store.command(words),
@@ -48,7 +48,7 @@ fn detach_keys_leave_the_program_running() {
                 assert!(shown.contains("read escape sequence"), "{shown}");
                 assert_eq!(running(), "true\n", "{door} {words:?}");
             }
-            // With keys of its own the usual ones are the program's.
+            // With other detach keys the default ones go to the program.
             let exec = of(door, &["exec", "-it", "--detach-keys", "z", door, "sh"]);
             assert_eq!(leave(exec, ends).0, Some(9), "{door} exec");
             let attach = of(door, &["attach", "--detach-keys", "z", door]);
@@ -68,10 +68,10 @@ fn detach_keys_leave_the_program_running() {
     });
 }
 
-/// As Docker's client: a program with a terminal reads from a terminal alone, and `start` does not
-/// look.
+/// As in Docker's client: a program with a terminal must read from a terminal; `start` does not
+/// check.
 #[test]
-fn input_that_is_no_terminal_is_refused_for_a_program_with_one() {
+fn tty_refuses_an_input_that_is_not_a_terminal() {
     root(|| {
         let doors = Doors::open();
         let running = Detached::start(&doors.store, "running", &["-it"], "exec sleep 1000");

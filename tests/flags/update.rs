@@ -42,7 +42,7 @@ fn update_changes_the_limits_of_a_running_container() {
         );
         let template = "{{.HostConfig.Memory}} {{.HostConfig.CpuShares}} {{.HostConfig.PidsLimit}} {{.HostConfig.CpusetCpus}}";
         assert_eq!(running.field(template), "50331648 512 -1 0");
-        // As Docker: the limit of both is in the way.
+        // As in Docker, the limit of memory and swap together prevents it.
         for refused in [
             doors.store.run(["update", "-m", "500m", "running"]),
             doors.server.run(["update", "-m", "500m", "running"]),
@@ -79,7 +79,7 @@ fn update_is_kept_for_the_next_start() {
             policy.contains("on-failure") && policy.contains('3'),
             "{policy}"
         );
-        // A policy does not start what has ended before.
+        // A new policy does not start a container that has already ended.
         doors.store.ok(["update", "--restart", "always", "rests"]);
         doors.store.ok(["ps"]);
         assert_eq!(

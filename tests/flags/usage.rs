@@ -1,4 +1,4 @@
-//! `stats` and `port`: what a container uses and publishes; and the help of groups of commands.
+//! `stats` and `port`: resource usage and published ports; and the help of command groups.
 
 use cowl_tests::busybox::shop;
 use cowl_tests::profile::{root, user};
@@ -150,7 +150,7 @@ fn ps_and_inspect_show_sizes_and_types_as_dockers() {
             assert_eq!(own, server.ok(words), "{words:?}");
             assert_ne!(own, "", "{words:?}");
         }
-        // The times of two looks differ.
+        // The times of two readings differ.
         for shown in [store.ok(["ps", "-as"]), server.ok(["ps", "-a", "--size"])] {
             let titles = shown.lines().next().unwrap();
             assert!(titles.ends_with(" NAMES     SIZE"), "{titles}");
@@ -192,7 +192,7 @@ fn groups_list_dockers_commands() {
         for group in ["container", "image", "system", "volume"] {
             let mut dockers = listed(&doors.server.ok([group, "--help"]));
             dockers.retain(|name| !absent.contains(&name.as_str()));
-            // Of volumes of a cluster.
+            // Only for cluster volumes.
             dockers.retain(|name| group != "volume" || name != "update");
             assert!(dockers.len() > 3, "{dockers:?}");
             let own = doors.store.ok([group, "--help"]);

@@ -26,8 +26,8 @@ pub fn add_blog(store: &Store) {
     store.load(&layers().join("blog.image.tar"));
 }
 
-/// The directory with base.tar, shop.tar and blog.tar and the archives of both images: the run's
-/// own, or made here.
+/// The directory with base.tar, shop.tar and blog.tar and the archives of both images: that of the
+/// whole run, or created here.
 pub fn layers() -> PathBuf {
     if let Some(images) = std::env::var_os("COWL_IMAGES") {
         return images.into();
@@ -59,8 +59,8 @@ pub fn containers(store: &Store) -> Vec<String> {
         .collect()
 }
 
-/// Control groups that carry an id in their name, a line each. Those of other tests come and go
-/// meanwhile, which `find` takes for errors.
+/// The cgroups with an id in their name, one per line. Those of other tests come and go meanwhile,
+/// which would be errors for `find`.
 pub fn cgroups(id: &str) -> String {
     let mut found = Vec::new();
     let mut below = vec![PathBuf::from("/sys/fs/cgroup")];
@@ -84,7 +84,7 @@ pub fn cgroups(id: &str) -> String {
     found.join("\n")
 }
 
-/// What was found of a control group; none if it has been removed.
+/// The result for a cgroup; None if it has been removed.
 #[track_caller]
 fn unless_gone<T>(found: std::io::Result<T>) -> Option<T> {
     match found {
@@ -94,7 +94,7 @@ fn unless_gone<T>(found: std::io::Result<T>) -> Option<T> {
     }
 }
 
-/// A `cowl run` that goes on while the test does something else.
+/// A `cowl run` in the background.
 #[derive(Debug)]
 pub struct Running {
     child: Child,
@@ -103,8 +103,8 @@ pub struct Running {
 impl Running {
     /// Starts it, with a directory of the host at /host, and waits until `script` has called
     /// `ready`: what is sent to the container earlier could come before its traps are set. Then
-    /// until `cowl run` has told of the start: a signal that it gets earlier may end the start.
-    /// Reading /host/never waits without end.
+    /// until `cowl run` has written the start event: an earlier signal may end the start. Reading
+    /// /host/never blocks for ever.
     #[track_caller]
     pub fn start(store: &Store, options: &[&str], script: &str) -> Self {
         let host = directory().join("host");

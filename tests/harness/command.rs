@@ -1,7 +1,7 @@
-//! Programs run to their end, and what came out of them.
+//! Runs programs to their end and captures their output.
 //!
-//! Output goes through files, never pipes: a daemon that wrongly keeps a caller's descriptors must
-//! not hang the test that is to find it.
+//! Output goes to files, never pipes: a daemon that wrongly keeps its caller's descriptors must not
+//! hang the test that would detect it.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -9,7 +9,7 @@ use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 
-/// What a program did.
+/// The result of a program.
 #[derive(Debug)]
 pub struct Outcome {
     /// The command line, for messages.
@@ -32,7 +32,7 @@ impl Outcome {
             .expect("an ended process has a code or a signal")
     }
 
-    /// Standard output of a program that must have succeeded.
+    /// Standard output; the program must have succeeded.
     #[track_caller]
     pub fn ok(self) -> String {
         assert!(self.status.success(), "{self}");
@@ -96,7 +96,7 @@ pub fn program<S: AsRef<OsStr>>(name: &str, arguments: impl IntoIterator<Item = 
     command
 }
 
-/// Runs a program of the system that must succeed; returns its standard output.
+/// Runs a system program that must succeed; returns its standard output.
 #[track_caller]
 pub fn system<S: AsRef<OsStr>>(name: &str, arguments: impl IntoIterator<Item = S>) -> String {
     run(&mut program(name, arguments)).ok()

@@ -1,10 +1,10 @@
-//! A disk that remembers what it was told, and in which order: what it would hold after a power
+//! A disk that records its writes and flushes in order, to reconstruct its content after a power
 //! cut at any moment.
 //!
-//! The disk is one file of a FUSE file system, under a loop device. The loop driver hands on each
-//! write and each flush of the file system above, so the list is what a real disk would have seen.
-//! A disk may keep what it was told since the last flush in its cache, in any order: after a power
-//! cut any part of that may be there and any part not.
+//! The disk is one file of a FUSE file system, under a loop device. The loop driver passes on each
+//! write and flush of the file system above, so the record is what a real disk would have seen. A
+//! disk may cache writes since the last flush in any order: after a power cut any subset of them
+//! may be lost.
 
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -20,17 +20,17 @@ use fuser::{
 use crate::command::{program, run, system};
 use crate::profile::NEVER;
 
-/// What comes over a power cut as a whole or not at all: a block of the file system.
+/// The unit that survives a power cut whole or not at all: a block of the file system.
 const BLOCK: usize = 4096;
 
-/// One thing that the disk was told.
+/// A recorded operation.
 #[derive(Debug)]
 enum Told {
     Write { offset: usize, bytes: Vec<u8> },
     Flush,
 }
 
-/// What the disk holds, cache and all, and how it came to that.
+/// The disk's current content, including its cache, and its history.
 #[derive(Debug)]
 struct State {
     first: Vec<u8>,
@@ -38,16 +38,16 @@ struct State {
     told: Vec<Told>,
 }
 
-/// Which of the writes since the last flush a power cut takes.
+/// Which writes since the last flush survive a power cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lost {
-    /// None of them.
+    /// None.
     Nothing,
-    /// About half of their blocks, which ones is drawn from the moment of the cut.
+    /// About half of their blocks, drawn by the moment of the cut.
     Some,
 }
 
-/// A disk. Dropped after what is mounted from it.
+/// A disk. Drop it after everything mounted from it.
 #[derive(Debug)]
 pub struct Disk {
     path: PathBuf,
@@ -56,7 +56,7 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Takes the place of a file, with its content, and remembers from here on.
+    /// Replaces a file, keeping its content, and records from here on.
     pub fn over(path: &Path) -> Self {
         let first = fs::read(path).unwrap();
         let state = Arc::new(Mutex::new(State {
@@ -78,12 +78,12 @@ impl Disk {
         &self.path
     }
 
-    /// How many writes and flushes it was told so far: a moment.
+    /// The number of writes and flushes so far: a moment.
     pub fn moment(&self) -> usize {
         self.state.lock().unwrap().told.len()
     }
 
-    /// Writes what the disk holds after a power cut at a moment into a new file.
+    /// Writes the disk's content after a power cut at a moment into a new file.
     pub fn cut(&self, moment: usize, lost: Lost, path: &Path) {
         let state = self.state.lock().unwrap();
         let told = &state.told[..moment];
@@ -105,21 +105,21 @@ impl Disk {
         fs::write(path, held).unwrap();
     }
 
-    /// Ends it; nothing is mounted from it any more.
+    /// Ends it; nothing may be mounted from it.
     pub fn end(mut self) {
         let session = self.session.take().expect("ends once");
         session.umount_and_join().unwrap();
     }
 }
 
-/// Drawn anew for each block and moment, the same each time.
+/// Whether a block survives: pseudo-random by block and moment.
 fn survives(moment: usize, write: usize, block: usize) -> bool {
     let mut hasher = DefaultHasher::new();
     (moment, write, block).hash(&mut hasher);
     hasher.finish().is_multiple_of(2)
 }
 
-/// The file system of one file, which is its root.
+/// A FUSE file system whose root is one file.
 struct Recorder(Arc<Mutex<State>>);
 
 /// Attributes change only through the mount that caches them.
@@ -199,7 +199,7 @@ impl Filesystem for Recorder {
     }
 }
 
-/// A file system that is mounted through a loop device of its own, which goes with it.
+/// A file system mounted through a loop device of its own, which is removed with it.
 #[derive(Debug)]
 pub struct Mounted {
     file: PathBuf,
@@ -216,11 +216,12 @@ impl Mounted {
         }
     }
 
-    /// Takes it away; the file is not in use any more.
+    /// Unmounts it; the file is then unused.
     pub fn unmount(self) {
         let Self { file, point } = self;
         system("umount", [&point]);
-        // A device goes with its last user, which may be udev. Nothing tells of its end.
+        // The loop device is removed with its last user, which may be udev; its end cannot be
+        // waited for.
         let limit = Instant::now() + NEVER;
         while !system("losetup", ["--associated".as_ref(), file.as_os_str()]).is_empty() {
             assert!(Instant::now() < limit, "{} is in use", file.display());
@@ -233,7 +234,7 @@ pub fn ext4(path: &Path, size: u64) {
     ext4_of(0, path, size);
 }
 
-/// The same, with a root directory that a user owns.
+/// [`ext4`] with a root directory owned by a user.
 pub fn ext4_of(owner: u32, path: &Path, size: u64) {
     File::create_new(path).unwrap().set_len(size).unwrap();
     let owner = format!("root_owner={owner}:{owner}");

@@ -1,5 +1,5 @@
-//! What this host can do. Tests ask here for what depends on the kernel, instead of taking root
-//! for a recent one.
+//! The host's features. Tests check here for what depends on the kernel, instead of assuming that
+//! root implies a recent one.
 
 use std::fs;
 

@@ -1,13 +1,13 @@
-//! A test in namespaces of its own: [`root`] with all of root's rights, [`user`] with none outside
-//! a user namespace.
+//! Runs a test in namespaces of its own: [`root`] with all privileges, [`user`] with none outside a
+//! user namespace.
 //!
-//! The test's process starts itself again inside new mount and pid namespaces, for that one test,
-//! and waits for it. So whatever a test leaves behind, failing or hanging, ends with its
-//! namespaces, and what it left is known exactly: the pid namespace must be empty and the mounts
-//! as before, or the test fails.
+//! The test's process re-executes itself inside new mount and pid namespaces, for that one test,
+//! and waits for it. So whatever a failing or hanging test leaves ends with its namespaces, and
+//! leaks are detected exactly: the pid namespace must be empty and the mounts as before, or the
+//! test fails.
 //!
-//! An ordinary user's `/dev/fuse` may be 0600 on this machine. The user profile therefore runs in
-//! a mount namespace with a 0666 node in its place; the machine's own node is not touched.
+//! `/dev/fuse` may have mode 0600 on this machine. The user profile therefore runs in a mount
+//! namespace with a node of mode 0666 in its place; the machine's own node is not changed.
 
 use std::any::type_name;
 use std::fs::{self, File, Permissions};
@@ -23,14 +23,14 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::command::{binary, docker_py, fixture};
 
-/// The user and group that the user profile becomes: nobody, nogroup.
+/// The user and group of the user profile: nobody, nogroup.
 pub const USER: u32 = 65534;
-/// A test that takes longer hangs. Below the limits of .config/nextest.toml, which would leave its
-/// namespaces behind. `COWL_TEST_SLOWNESS` says how many times as slow a machine is.
+/// A test that takes longer hangs. This is below the limits in .config/nextest.toml, which would
+/// leave the namespaces behind. `COWL_TEST_SLOWNESS` is a factor for slow machines.
 const LIMIT: Duration = Duration::from_mins(9);
 const LONG_LIMIT: Duration = Duration::from_mins(17);
-/// Stands for never, where a test waits for what must come: a busy or emulated machine may take
-/// many seconds for it.
+/// A timeout that means never, for events that must happen: a busy or emulated machine may take
+/// many seconds.
 pub const NEVER: Duration = Duration::from_mins(2);
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -43,7 +43,7 @@ pub enum Privilege {
     User,
 }
 
-/// The profile that the running test has.
+/// The profile of the running test.
 pub fn current() -> Privilege {
     match std::env::var("COWL_TEST_PROFILE").as_deref() {
         Ok("root") => Privilege::Root,
@@ -184,7 +184,7 @@ pub fn readable(descriptor: impl std::os::fd::AsFd, limit: Duration) -> bool {
     }
 }
 
-/// Waits, on the file's own events, until it has so many lines.
+/// Waits, by inotify, until a file has this many lines.
 pub fn wait_for_lines(file: &Path, lines: usize) {
     use rustix::fs::inotify;
     let events =
@@ -236,8 +236,8 @@ fn outer(privilege: Privilege, test: &str) {
     print!("{text}");
 }
 
-/// Prepares the mount namespace as root, then runs `"$@"` as the profile wants. `$1` is the test's
-/// base directory.
+/// Prepares the mount namespace as root, then runs `"$@"` in the profile. `$1` is the test's base
+/// directory.
 const ENTER_USER: &str = r#"
 base=$1; shift
 mkdir "$base/bin" "$base/fixtures" "$base/images" "$base/exe" "$base/dev"
@@ -268,7 +268,7 @@ fn start(privilege: Privilege, test: &str, base: &Path, output: &Path) -> Child 
     let mut command = Command::new("unshare");
     command.args(["--mount", "--propagation", "private"]);
     match privilege {
-        // A shell as init: it reaps what daemons leave to it, which a test would not.
+        // A shell as init: it reaps orphaned daemons, which a test would not.
         Privilege::Root => {
             command.args([
                 "--pid",
@@ -341,7 +341,7 @@ fn limit() -> Duration {
     limit * std::env::var("COWL_TEST_SLOWNESS").map_or(1, |slower| slower.parse().unwrap())
 }
 
-/// False when the limit passed first; the whole namespace is dead then.
+/// False if the limit passed first; the whole namespace is killed then.
 fn wait(child: &mut Child) -> bool {
     let pidfd = pidfd_open(Pid::from_child(child), PidfdFlags::empty()).unwrap();
     let ended = readable(&pidfd, limit());

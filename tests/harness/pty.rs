@@ -1,4 +1,4 @@
-//! A terminal for a program, and what it shows.
+//! A program in a terminal, and its output.
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
@@ -20,7 +20,7 @@ pub struct InTerminal {
 }
 
 impl InTerminal {
-    /// Starts it in a terminal of so many lines and columns.
+    /// Starts it in a terminal with this many lines and columns.
     #[track_caller]
     pub fn start(command: &mut Command, rows: u16, columns: u16) -> Self {
         let master =
@@ -40,7 +40,7 @@ impl InTerminal {
         let copy = || -> OwnedFd { slave.try_clone().unwrap() };
         command.stdin(copy()).stdout(copy()).stderr(copy());
         let child = command.spawn().unwrap();
-        // Ours would keep the terminal open after its end.
+        // Our copies would keep the terminal open after its end.
         command
             .stdin(std::process::Stdio::null())
             .stdout(std::process::Stdio::null())
@@ -58,7 +58,8 @@ impl InTerminal {
         self.master.write_all(bytes).unwrap();
     }
 
-    /// Reads until this text has come, and returns all up to its end that was not given before.
+    /// Reads until this text appears, and returns everything up to its end that was not returned
+    /// before.
     #[track_caller]
     pub fn expect(&mut self, text: &str) -> String {
         loop {
@@ -70,7 +71,7 @@ impl InTerminal {
         }
     }
 
-    /// Waits for the end of the program. Returns its exit code and the rest of what it showed.
+    /// Waits for the end of the program. Returns its exit code and the rest of its output.
     #[track_caller]
     pub fn end(mut self) -> (Option<i32>, String) {
         while self.read_some() {}
@@ -78,7 +79,7 @@ impl InTerminal {
         (code, std::mem::take(&mut self.shown))
     }
 
-    /// Reads what there is; false if no program has the terminal open any more.
+    /// Reads available output; false if no program has the terminal open any more.
     fn read_some(&mut self) -> bool {
         assert!(readable(self.master.as_fd(), NEVER), "{:?}", self.shown);
         let mut bytes = [0; 4096];
@@ -95,7 +96,7 @@ impl InTerminal {
 
 impl Drop for InTerminal {
     fn drop(&mut self) {
-        // Both fail for one that has been waited for.
+        // Both fail if it has already been waited for.
         self.child.kill().unwrap_or_default();
         self.child.wait().map(drop).unwrap_or_default();
     }

@@ -1,13 +1,13 @@
-//! Random numbers for tests: a generator of our own, so that a seed means the same in every version
-//! of every crate.
+//! Pseudo-random numbers for tests: our own generator, so that a seed gives the same numbers in
+//! every version of every crate.
 
-/// Numbers that follow from a seed (SplitMix64: Steele, Lea and Flood, "Fast Splittable
-/// Pseudorandom Number Generators", 2014).
+/// Numbers from a seed (SplitMix64: Steele, Lea and Flood, "Fast Splittable Pseudorandom Number
+/// Generators", 2014).
 #[derive(Clone, Debug)]
 pub struct Random(u64);
 
 impl Random {
-    /// The numbers of a seed.
+    /// A generator with this seed.
     pub fn new(seed: u64) -> Self {
         Self(seed)
     }
@@ -26,7 +26,7 @@ impl Random {
         self.number() % limit
     }
 
-    /// An index of something of this length.
+    /// An index into something of this length.
     pub fn index(&mut self, length: usize) -> usize {
         usize::try_from(self.below(length as u64)).expect("below a usize")
     }

@@ -1,5 +1,5 @@
-//! Requests that a mount's worker gets and system calls that it makes, counted from outside by
-//! strace: a counter of our own would prove nothing.
+//! Counts the requests to a mount's worker and its system calls, from outside by strace: a counter
+//! of our own would prove nothing.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -15,8 +15,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use crate::command::program;
 use crate::profile::{NEVER, directory, processes, readable};
 
-/// Number of a FUSE request (`enum fuse_opcode` of include/uapi/linux/fuse.h) and how often it
-/// came.
+/// Opcode of a FUSE request (`enum fuse_opcode` of include/uapi/linux/fuse.h), and its count.
 pub type Requests = BTreeMap<u32, usize>;
 
 /// FUSE_READ.
@@ -32,8 +31,8 @@ pub const SYNCFS: u32 = 50;
 /// FUSE_FORGET, FUSE_BATCH_FORGET and FUSE_NOTIFY_REPLY: housekeeping, at any time.
 const HOUSEKEEPING: [u32; 3] = [2, 42, 41];
 
-/// The keepers of the mounts of images, and the workers. A worker is forked off its keeper, and has
-/// its command line.
+/// The keepers of images' mounts, and their workers. A worker is forked from its keeper and has the
+/// same command line.
 pub fn keepers_and_workers() -> (Vec<Pid>, Vec<Pid>) {
     let all: Vec<Pid> = processes()
         .into_iter()
@@ -49,7 +48,7 @@ pub fn keepers_and_workers() -> (Vec<Pid>, Vec<Pid>) {
     all.iter().copied().partition(is_keeper)
 }
 
-/// The worker of the only mount there is.
+/// The worker of the only mount.
 pub fn worker() -> Pid {
     let (_, found) = keepers_and_workers();
     assert_eq!(found.len(), 1, "one mount, one worker: {:?}", processes());
@@ -65,7 +64,7 @@ pub fn cut_off() {
         let children = fs::read_to_string(&children).unwrap_or_default();
         for child in children.split_whitespace() {
             let worker = Pid::from_raw(child.parse().unwrap()).unwrap();
-            // It may be dead, and not reaped yet.
+            // It may be a zombie.
             match kill_process(worker, Signal::KILL) {
                 Ok(()) | Err(Errno::SRCH) => {}
                 Err(errno) => panic!("{errno}"),
@@ -74,13 +73,13 @@ pub fn cut_off() {
     }
 }
 
-/// The keeper of the only mount there is.
+/// The keeper of the only mount.
 pub fn keeper() -> Pid {
     let (found, _) = keepers_and_workers();
     *found.first().expect("a keeper")
 }
 
-/// What `worker` is asked while `work` goes on, forgets and the kernel's own requests left out.
+/// The requests to `worker` while `work` runs, without forgets and the kernel's own requests.
 pub fn during(worker: Pid, work: impl FnOnce()) -> Requests {
     let log = traced_during(worker, "trace=read,readv", work);
     let mut requests = Requests::new();
@@ -92,14 +91,15 @@ pub fn during(worker: Pid, work: impl FnOnce()) -> Requests {
     requests
 }
 
-/// What `worker` is asked while `work` goes on, and how often it makes which system call on files
-/// of the host for that. Releases and forgets, which no client waits for, and the kernel's own
-/// requests are left out, with the calls for them: they come at any time, also after the work.
+/// The requests to `worker` while `work` runs, and its system calls on host files for them.
+/// Releases and forgets, which no client waits for, and the kernel's own requests are excluded with
+/// their calls: they come at any time, also after the work.
 pub fn costs_during(worker: Pid, work: impl FnOnce()) -> (Requests, BTreeMap<String, usize>) {
     costs(&traced_during(worker, "trace=%file,%desc", work))
 }
 
-/// The transport's calls and its threads'; and fcntl, by which a debug build checks what it closes.
+/// Calls of the transport and its threads, and fcntl, with which a debug build checks descriptors
+/// before closing.
 const LEFT_OUT: [&str; 11] = [
     "epoll_create1",
     "epoll_ctl",
@@ -114,8 +114,8 @@ const LEFT_OUT: [&str; 11] = [
     "fcntl",
 ];
 
-/// A thread's calls are for the request that it read last. A thread that waited in read(2) when
-/// strace was attached may get its first request before it is stopped, and strace does not see it.
+/// A thread's calls count for the request that it read last. A thread that waits in read(2) at the
+/// attach may get its first request before it is stopped, unseen by strace.
 fn costs(log: &str) -> (Requests, BTreeMap<String, usize>) {
     let (mut requests, mut calls) = (Requests::new(), BTreeMap::new());
     let mut counted = BTreeMap::new();
@@ -162,7 +162,7 @@ fn traced_during(worker: Pid, calls: &str, work: impl FnOnce()) -> String {
     fs::read_to_string(log).unwrap()
 }
 
-/// strace on all threads of a process. What they call from here on is traced.
+/// Attaches strace to all threads of a process. Their calls from here on are traced.
 pub fn attach(target: Pid, options: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Child {
     let pid = target.as_raw_nonzero().to_string();
     let mut strace = program("strace", ["-f", "-p", &pid])
@@ -171,8 +171,8 @@ pub fn attach(target: Pid, options: impl IntoIterator<Item = impl AsRef<OsStr>>)
         .stderr(Stdio::piped())
         .spawn()
         .expect("strace");
-    // A thread has a tracer before it is stopped, and runs on until then. The message comes when
-    // all have been told to stop.
+    // A thread has a tracer before it stops, and runs until then. The message comes when all have
+    // been told to stop.
     let mut messages = BufReader::new(strace.stderr.take().unwrap());
     let mut said = String::new();
     while !said.contains("attached") {
@@ -180,8 +180,8 @@ pub fn attach(target: Pid, options: impl IntoIterator<Item = impl AsRef<OsStr>>)
         assert!(length > 0, "strace does not attach to {pid}: {said}");
     }
     thread::spawn(move || copy(&mut messages, &mut sink()));
-    // A thread may have started another behind strace's back. That one ends when it is idle; /proc
-    // has nothing to wait on, so this asks again.
+    // A thread may have started another one unnoticed by strace. That one ends when it is idle;
+    // /proc cannot be waited on, so this polls.
     let limit = Instant::now() + NEVER;
     while !is_traced(&pid) {
         assert!(Instant::now() < limit, "strace did not attach to {pid}");
@@ -203,18 +203,17 @@ fn is_traced(pid: &str) -> bool {
         })
 }
 
-/// The head of a request.
+/// The header of a request.
 struct Request {
     opcode: u32,
-    /// The client's process.
+    /// The client's pid.
     process: u32,
 }
 
 impl Request {
-    /// Whether no process of the mount's pid namespace asks: the kernel sends the times that it
-    /// holds back when it chooses, or when any process of the host calls sync(2). It names no
-    /// process for contents that it held back either, but sends those once, at a close at the
-    /// latest.
+    /// Whether the kernel sent it on its own: it flushes cached times when it chooses, or when any
+    /// process of the host calls sync(2). For cached writes it names no process either, but sends
+    /// those once, at a close at the latest.
     fn is_kernels_own(&self) -> bool {
         self.process == 0 && self.opcode != WRITE
     }
@@ -252,7 +251,7 @@ mod tests {
         assert_eq!(call("1234 +++ exited with 0 +++"), None);
     }
 
-    /// Of 80 bytes, as strace shows its head.
+    /// A request of 80 bytes, as strace shows its header.
     fn head(opcode: u8, process: u8) -> String {
         let mut bytes = [0; 40];
         (bytes[0], bytes[4], bytes[32]) = (80, opcode, process);
@@ -271,8 +270,8 @@ mod tests {
         assert!(request("8     +++ exited with 0 +++").is_none());
     }
 
-    /// A FORGET (2) and a SETATTR (4) of the kernel's, beside a LOOKUP (1) by another thread, which
-    /// is first seen amid another request.
+    /// A FORGET (2) and a SETATTR (4) by the kernel, beside a LOOKUP (1) in another thread, which
+    /// is first seen in the middle of another request.
     #[test]
     fn calls_are_counted_for_the_requests_of_clients() {
         let log = [

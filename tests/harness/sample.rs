@@ -1,11 +1,10 @@
 //! Samples: tests that would take hours try some of their points, and other points with every
 //! commit.
 //!
-//! * `COWL_TEST_SEED` is where a run starts from; `make test` takes it from the commit and prints
-//!   it.
-//! * `COWL_TEST_SCALE` is how many times as large a sample is as in `make test-mount`; the long
-//!   tier sets 10.
-//! * `COWL_TEST_REPEAT` is the one point to try: the command that a failing [`Point`] prints sets
+//! * `COWL_TEST_SEED` is the seed of a run; `make test` derives it from the commit and prints it.
+//! * `COWL_TEST_SCALE` multiplies the size of samples relative to `make test-mount`; the long tier
+//!   sets 10.
+//! * `COWL_TEST_REPEAT` is the only point to try; the command printed by a failing [`Point`] sets
 //!   it.
 
 use std::ops::Range;
@@ -19,23 +18,23 @@ fn variable(name: &str) -> Option<u64> {
     Some(number.unwrap_or_else(|_| panic!("{name}={value} is no number")))
 }
 
-/// Where this run's samples start from; 0 unless the runner sets it.
+/// The seed of this run's samples; 0 unless the runner sets it.
 pub fn seed() -> u64 {
     variable("COWL_TEST_SEED").unwrap_or_default()
 }
 
-/// How many times as large samples are as in `make test-mount`.
+/// The factor for the size of samples, relative to `make test-mount`.
 pub fn scale() -> u64 {
     variable("COWL_TEST_SCALE").unwrap_or(1).max(1)
 }
 
-/// The point that a failure is repeated with.
+/// The point with which to repeat a failure.
 fn only() -> Option<u64> {
     variable("COWL_TEST_REPEAT")
 }
 
-/// Every `stride`-th point from `first` on, the start of them moved by the seed. A larger scale
-/// makes the stride smaller.
+/// Every `stride`-th point from `first` on, offset by the seed. A larger scale makes the stride
+/// smaller.
 pub fn strided(first: u64, stride: u64) -> impl Iterator<Item = Point> {
     let stride = (stride / scale()).max(1);
     let start = first + seed() % stride;
@@ -48,7 +47,7 @@ pub fn strided(first: u64, stride: u64) -> impl Iterator<Item = Point> {
         .map(Point::new)
 }
 
-/// `count` seeds of random programs, others for each seed of the run. A larger scale makes them
+/// `count` seeds of random programs, which depend on the seed of the run. A larger scale gives
 /// more.
 pub fn seeds(count: u64) -> impl Iterator<Item = Point> {
     let range: Range<u64> = if let Some(point) = only() {
@@ -60,18 +59,17 @@ pub fn seeds(count: u64) -> impl Iterator<Item = Point> {
     range.map(Point::new)
 }
 
-/// What a stride must be for about `count` of `all` points, before the scale.
+/// The stride for about `count` of `all` points, before the scale.
 pub fn stride_for(all: u64, count: u64) -> u64 {
     all.div_ceil(count).max(1)
 }
 
-/// Whether this run tries one point alone, and can say nothing about a sample as a whole.
+/// Whether this run tries one point only, so that nothing follows for the whole sample.
 pub fn is_repeated() -> bool {
     only().is_some()
 }
 
-/// The package that the running test is of: of a name like `cowl-mountd::reading`, which nextest
-/// sets.
+/// The package of the running test, from a name like `cowl-mountd::reading`, which nextest sets.
 fn package() -> String {
     let binary = std::env::var("NEXTEST_BINARY_ID").unwrap_or_else(|_| "cowl-tests".to_owned());
     binary.split("::").next().unwrap_or_default().to_owned()

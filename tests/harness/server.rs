@@ -1,4 +1,4 @@
-//! `cowl serve` on a socket of the test's, and its clients.
+//! `cowl serve` on the test's own socket, and its clients.
 
 use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -20,13 +20,13 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts one over a store and waits until it answers.
+    /// Starts a server over a store and waits until it answers.
     #[track_caller]
     pub fn start(store: &Store) -> Self {
         Self::start_by(store.command(["serve"]))
     }
 
-    /// The same with a command line of the caller's, which says `serve`.
+    /// [`Server::start`] with the caller's own command line.
     #[track_caller]
     pub fn start_by(mut command: Command) -> Self {
         let socket = directory().join("cowl.sock");
@@ -53,7 +53,7 @@ impl Server {
     pub fn children(&self) -> Vec<String> {
         let tasks = format!("/proc/{}/task", self.pid());
         let children = |task: std::io::Result<std::fs::DirEntry>| {
-            // A thread may have ended since.
+            // A thread may have ended meanwhile.
             std::fs::read_to_string(task.unwrap().path().join("children")).unwrap_or_default()
         };
         let all: Vec<String> = std::fs::read_dir(tasks).unwrap().map(children).collect();
@@ -89,13 +89,13 @@ impl Server {
         run(&mut self.docker(arguments))
     }
 
-    /// Runs it, it must succeed; returns its standard output.
+    /// Runs `docker`, which must succeed; returns its standard output.
     #[track_caller]
     pub fn ok<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> String {
         self.run(arguments).ok()
     }
 
-    /// Sends one request as it is written here, and returns the whole reply.
+    /// Sends a raw request, and returns the whole reply.
     #[track_caller]
     pub fn request(&self, head: &str, body: &str) -> String {
         let mut stream = UnixStream::connect(&self.socket).unwrap();
@@ -119,7 +119,7 @@ impl Server {
         docker.wait_with_output().unwrap()
     }
 
-    /// Sends an upgrade of a request without a body, and takes the head of its reply.
+    /// Sends a request with an upgrade and no body, and reads the head of the reply.
     #[track_caller]
     pub fn hijack(&self, path: &str) -> UnixStream {
         let path = format!("POST /v1.51/containers/{path}");
@@ -128,8 +128,8 @@ impl Server {
         client
     }
 
-    /// Sends a request with these lines in its head, and what is behind that in one write with it.
-    /// Returns the head of the reply, and the connection.
+    /// Sends a request with these header lines, followed by a body in the same write. Returns the
+    /// head of the reply, and the connection.
     #[track_caller]
     pub fn open(&self, request: &str, lines: &str, behind: &str) -> (String, UnixStream) {
         let mut client = UnixStream::connect(&self.socket).unwrap();
@@ -170,7 +170,7 @@ impl Drop for Server {
     }
 }
 
-/// Waits until something is so.
+/// Waits until a condition holds.
 pub fn until(mut so: impl FnMut() -> bool) {
     while !so() {
         std::thread::yield_now();
@@ -194,7 +194,7 @@ pub fn frame(client: &mut UnixStream) -> (u8, Vec<u8>) {
     (header[0], bytes)
 }
 
-/// What came of each stream, up to the end.
+/// The output of each stream, up to its end.
 #[track_caller]
 pub fn streams(mut client: UnixStream) -> [String; 3] {
     let mut rest = Vec::new();

@@ -1,12 +1,12 @@
-//! Tests that a machine lacks something for. They fail, unless `COWL_ALLOW_SKIP` names them; then
-//! they count as skipped in the summary of `make test`.
+//! Tests that cannot run on this machine. They fail, unless `COWL_ALLOW_SKIP` names them; then they
+//! count as skipped in the summary of `make test`.
 
 use std::fs::OpenOptions;
 use std::io::Write as _;
 
 use crate::profile::test_path;
 
-/// Fails the running test for what is missing here, or notes that it is skipped; the caller then
+/// Fails the running test because of `what` is missing, or records it as skipped; the caller then
 /// returns.
 #[track_caller]
 pub fn skip(missing: &str) {
@@ -23,7 +23,7 @@ pub fn skip(missing: &str) {
     }
 }
 
-/// Whether a list names a test: by its whole path or by a module that it is in.
+/// Whether a list names a test by its path or by a module that contains it.
 fn names(allowed: &str, test: &str) -> bool {
     allowed.split(',').map(str::trim).any(|name| {
         test.strip_prefix(name)

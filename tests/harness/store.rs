@@ -1,7 +1,7 @@
 //! A cowl store, and guards for what is mounted from it.
 //!
-//! Only the test and the `cowl` commands it starts know the store. Guards unmount at the
-//! end of their scope; in a test that fails already they leave that to the end of its namespaces.
+//! Only the test and its `cowl` commands use the store. Guards unmount at the end of their scope;
+//! in a failing test that is left to the end of its namespaces.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use crate::command::{Outcome, binary, fixture, program, run, shell, system};
 use crate::profile::directory;
 use crate::tree::{self, Tree};
 
-/// A store of its own directory.
+/// A store.
 #[derive(Clone, Debug)]
 pub struct Store {
     root: PathBuf,
@@ -20,7 +20,7 @@ pub struct Store {
 
 impl Store {
     /// A store named `name` in the running test's directory; the first `cowl load` or `import`
-    /// makes it.
+    /// creates it.
     pub fn new(name: &str) -> Self {
         Self {
             root: directory().join(name),
@@ -28,7 +28,7 @@ impl Store {
         }
     }
 
-    /// The same store; its mounts are made with `--io MODE`.
+    /// The same store with mounts by `--io MODE`.
     #[must_use]
     pub fn with_io(&self, mode: &'static str) -> Self {
         Self {
@@ -60,7 +60,7 @@ impl Store {
         }
     }
 
-    /// `cowl --root STORE ARGUMENTS`, not yet started.
+    /// The command `cowl --root STORE ARGUMENTS`, not started.
     pub fn command<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(binary("cowl"));
         command
@@ -77,7 +77,7 @@ impl Store {
         run(&mut self.command(arguments))
     }
 
-    /// Runs what must succeed; returns its standard output.
+    /// Runs a command that must succeed; returns its standard output.
     #[track_caller]
     pub fn ok<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> String {
         self.run(arguments).ok()
@@ -106,8 +106,8 @@ impl Store {
         Mount::new(self, image, point, None)
     }
 
-    /// Mounts `image` at `name` with the upper `name.upper`, made if it is not there: mounting
-    /// again finds the changes.
+    /// Mounts `image` at `name` with the upper `name.upper`, created if missing: mounting again
+    /// shows the changes.
     #[track_caller]
     pub fn mount_upper(&self, image: &str, name: &str) -> Mount<'_> {
         let (point, upper) = (
@@ -120,7 +120,7 @@ impl Store {
         Mount::new(self, image, point, Some(upper))
     }
 
-    /// Mounts `image` for as long as it takes to see that it shows what it should.
+    /// Mounts `image`, compares it with the expected tree, and unmounts it.
     #[track_caller]
     pub fn assert_shows(&self, image: &str, expected: &Tree, what: &str) {
         let mount = self.mount(image, "shown");
@@ -149,8 +149,7 @@ impl Store {
     }
 }
 
-/// Packs a directory as it is: GNU tar, PAX headers, numeric ids, extended attributes, sub-second
-/// times.
+/// Packs a directory with GNU tar: PAX headers, numeric ids, extended attributes, sub-second times.
 #[track_caller]
 pub fn pack(content: &Path, archive: &Path) {
     let arguments = [
@@ -189,8 +188,7 @@ pub fn make_image(kind: &str, archive: &Path, tag: &str, options: &[&str], layer
     system("python3", arguments);
 }
 
-/// What the layers of a stack, bottom first, mean to a plain extraction by GNU tar
-/// (fixtures/extract.py): their files below `to`.
+/// Extracts a stack of layers, bottom first, by GNU tar (fixtures/extract.py) to `to`.
 #[track_caller]
 pub fn extract<L: AsRef<OsStr>>(to: &Path, layers: impl IntoIterator<Item = L>) -> Tree {
     let mut command = program("python3", ["-B"]);
@@ -252,7 +250,7 @@ impl<'s> Mount<'s> {
         self.upper.as_deref().expect("a mount with an upper")
     }
 
-    /// Takes the mount down and makes it again over the same upper.
+    /// Unmounts it and mounts it again over the same upper.
     #[track_caller]
     pub fn remount(&mut self) {
         self.detach();
@@ -265,7 +263,7 @@ impl<'s> Mount<'s> {
         self.detach();
     }
 
-    /// It was taken down by other hands.
+    /// Tells the guard that something else has unmounted it.
     pub fn forget(mut self) {
         self.mounted = false;
     }
@@ -278,7 +276,7 @@ impl<'s> Mount<'s> {
     }
 }
 
-/// File system type of what is mounted exactly there.
+/// The type of the file system mounted exactly at this path.
 pub fn mounted_kind(point: &Path) -> Option<String> {
     let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     let found = table

@@ -1,8 +1,7 @@
-//! A whole directory tree as values, and what tells two of them apart, in lines that a person can
-//! read.
+//! A directory tree as values, and readable differences between two of them.
 //!
-//! Reading goes by descriptors and never follows a link or crosses a mount, so hostile trees can
-//! be read too.
+//! Reading uses descriptors and never follows a link or crosses a mount, so hostile trees can be
+//! read too.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -15,8 +14,8 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-/// Times before this (2001-09-09) were set on purpose, by an archive or by utimens; later ones are
-/// the clock's, and two trees cannot agree on them.
+/// Times before this (2001-09-09) were set explicitly, by an archive or utimens; later ones are
+/// from the clock, and two trees cannot agree on them.
 pub const SET_BEFORE: i64 = 1_000_000_000;
 
 /// One name of a tree.
@@ -32,23 +31,21 @@ pub struct Entry {
     pub gid: u32,
     /// Link count.
     pub nlink: u32,
-    /// Size in bytes; 0 for directories, whose size means nothing.
+    /// Size in bytes; 0 for directories, whose size has no meaning.
     pub size: u64,
     /// Major and minor number of a device.
     pub rdev: (u32, u32),
-    /// Time of the last change of the content, seconds and nanoseconds; None when the clock set
-    /// it.
+    /// Modification time in seconds and nanoseconds; None if the clock set it.
     pub mtime: Option<(i64, u32)>,
     /// Hash of a file's content; a link's target.
     pub content: Content,
     /// Extended attributes.
     pub xattrs: BTreeMap<String, Vec<u8>>,
-    /// First path, in order, that names the same file: two trees with the same hard links agree on
-    /// it.
+    /// First path, in sorted order, of the same file: equal in two trees with the same hard links.
     pub first_name: String,
 }
 
-/// What is in it.
+/// The content.
 #[derive(Clone, Eq, PartialEq)]
 pub enum Content {
     /// Directory, device, fifo, socket.
@@ -82,7 +79,7 @@ pub fn read(root: &Path) -> Tree {
     reader.tree
 }
 
-/// Reads what is in `root`, without `root` itself.
+/// Reads the tree below `root`, without `root` itself.
 #[track_caller]
 pub fn below(root: &Path) -> Tree {
     let mut tree = read(root);
@@ -232,7 +229,8 @@ fn xattrs_of(file: impl AsFd) -> Result<BTreeMap<String, Vec<u8>>, Errno> {
     )
 }
 
-/// Of a file that cannot or must not be opened. The path goes through the directory's descriptor.
+/// The xattrs of a file that cannot or must not be opened, by a path through the directory's
+/// descriptor.
 fn path_xattrs(directory: BorrowedFd<'_>, name: &[u8]) -> Result<BTreeMap<String, Vec<u8>>, Errno> {
     use std::os::fd::AsRawFd as _;
     let path = [
@@ -265,8 +263,7 @@ fn collect(
     Ok(found)
 }
 
-/// What is different, one line each, `left` being what was expected. Empty: the trees are the
-/// same.
+/// The differences, one line each; `left` is the expected tree. Empty if the trees are equal.
 pub fn differences(expected: &Tree, found: &Tree) -> Vec<String> {
     let mut lines = Vec::new();
     for path in expected
@@ -286,7 +283,7 @@ pub fn differences(expected: &Tree, found: &Tree) -> Vec<String> {
     lines
 }
 
-/// Fails with the differences, if any; `what` names the comparison.
+/// Panics with the differences, if any; `what` names the comparison.
 #[track_caller]
 pub fn assert_same(expected: &Tree, found: &Tree, what: &str) {
     let lines = differences(expected, found);

@@ -1,5 +1,5 @@
-//! Random programs that hit: most paths exist when the step runs, names come from a small
-//! alphabet, and each kind of operation has a weight. A seed gives the same program every time.
+//! Generates random programs of which most paths exist when the step runs; names come from a small
+//! set, and each kind of operation has a weight. A seed always gives the same program.
 
 use cowl_tests::random::Random;
 
@@ -10,8 +10,7 @@ const COMPARE_EVERY: usize = 250;
 /// Steps between two mounts.
 const REMOUNT_EVERY: usize = 500;
 
-/// Names that the programs use beside those of the base tree; some that a careless overlay treats
-/// as its own.
+/// Further names for the programs, including some that a careless overlay would treat as its own.
 const NAMES: [&[u8]; 16] = [
     b"a",
     b"b",
@@ -30,7 +29,7 @@ const NAMES: [&[u8]; 16] = [
     b"index",
     LONG,
 ];
-/// As long as a name may be.
+/// The longest name.
 const LONG: &[u8] = &[b'L'; 255];
 
 type Xattr = (&'static str, &'static [u8]);
@@ -51,13 +50,13 @@ const XATTRS: [Xattr; 8] = [
     ("system.posix_acl_default", ACL),
 ];
 
-/// Makes the steps of one run, given what paths there are.
+/// Generates the steps of one run, given the existing paths.
 pub(crate) struct Generator {
     random: Random,
     /// Users that steps may act as.
     users: Vec<u32>,
     privileged: bool,
-    /// Steps made so far.
+    /// Steps generated so far.
     made: usize,
 }
 
@@ -76,7 +75,7 @@ impl Generator {
         }
     }
 
-    /// The next step; `paths` are those that exist, directories among them in `directories`.
+    /// The next step; `paths` are the existing paths, `directories` those that are directories.
     pub(crate) fn step(&mut self, paths: &[Path], directories: &[Path]) -> Step {
         self.made += 1;
         if self.made.is_multiple_of(REMOUNT_EVERY) {
@@ -114,7 +113,7 @@ impl Generator {
         }
     }
 
-    /// A name in an existing directory, which may or may not be there.
+    /// A name in an existing directory; the name may or may not exist.
     fn fresh(&mut self, directories: &[Path]) -> Path {
         let directory = if directories.is_empty() {
             Path(Vec::new())

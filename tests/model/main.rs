@@ -1,6 +1,6 @@
-//! A mount behaves as a plain directory does: random programs of system calls run on both, and
-//! after each step what the caller sees must be the same, as must the whole trees from time to
-//! time and after each new mount.
+//! A mount behaves as a plain directory: random programs of system calls run on both. After each
+//! step the caller must see the same, and from time to time and after each remount the whole trees
+//! must be equal.
 //!
 //! The programs' seeds move with the commit (`harness/sample.rs`). A program that finds a
 //! difference is shortened before it is shown, and the command that runs it again is printed.
@@ -29,7 +29,7 @@ use crate::side::Side;
 const STEPS: usize = 2_500;
 /// Programs for each privilege: 100,000 steps over both; the long tier runs ten times as many.
 const PROGRAMS: u64 = 20;
-/// Paths are looked up anew after so many steps.
+/// Steps after which the existing paths are listed again.
 const LOOK_EVERY: usize = 20;
 /// Replays that shortening a program may take.
 const REPLAYS: usize = 400;
@@ -56,9 +56,9 @@ fn a_mount_agrees() {
     assert_eq!(subject.0.objects(), objects, "the lower never changes");
 }
 
-/// What is compared with a plain directory.
+/// The subject that is compared with a plain directory.
 trait Subject {
-    /// A fresh one over the base tree, named so that it disturbs no other.
+    /// Creates a new one over the base tree, with a name of its own.
     fn begin(&self, name: &str) -> Box<dyn Place + '_>;
 }
 
@@ -112,8 +112,7 @@ impl Place for Mount<'_> {
     }
 }
 
-/// What images hold: files of many sizes and owners, hard links, links that dangle, devices,
-/// marks.
+/// The base tree: files of many sizes and owners, hard links, dangling links, devices, marks.
 const BASE: &str = r#"
 mkdir -p base/bin base/etc/conf.d base/lib/deep/er base/tmp base/var/empty base/home
 chmod 1777 base/tmp; chmod 0700 base/home; chmod 2775 base/var
@@ -227,7 +226,7 @@ fn replay(subject: &dyn Subject, name: &str, steps: &[Step]) -> Option<(usize, S
     found
 }
 
-/// The operation that saw it, or that the trees differ: what it was found in, not where.
+/// The kind of a difference: the operation that saw it, or a difference of trees.
 fn kind(found: &str) -> &str {
     let name = |text: &str| text.split(' ').next().map(str::len).unwrap_or_default();
     match found.split_once("operation: ") {
@@ -263,9 +262,9 @@ fn paths_of(model: &FsPath) -> (Vec<Path>, Vec<Path>) {
     (paths, directories)
 }
 
-/// A subject and a model in step with each other.
+/// A subject and a model that execute the same steps.
 struct Run<'s> {
-    /// Dropped before the place: its open files would keep the mount busy.
+    /// Dropped before the mount: its open files would keep that busy.
     sides: [Side; 2],
     place: Box<dyn Place + 's>,
     model: PathBuf,
@@ -283,7 +282,7 @@ impl<'s> Run<'s> {
         }
     }
 
-    /// Takes one step; says what was different.
+    /// Executes one step; returns the difference, if any.
     fn step(&mut self, step: &Step) -> Option<String> {
         match step {
             Step::Do { who, operation } => {
@@ -319,7 +318,7 @@ impl<'s> Run<'s> {
         })
     }
 
-    /// Frees what the run took.
+    /// Removes the run's files.
     fn end(self) {
         drop(self.sides);
         drop(self.place);

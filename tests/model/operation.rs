@@ -1,5 +1,4 @@
-//! Operations as values: what a random program does to a file system. A list of them can be run
-//! again, and shortened.
+//! Operations of random programs as values, so that a list of them can be replayed and shortened.
 
 use std::fmt;
 
@@ -25,7 +24,7 @@ pub(crate) enum Special {
     Block(u32, u32),
 }
 
-/// How a rename treats what is at its target.
+/// How a rename treats an existing target.
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
 pub(crate) enum Renaming {
     Replace,
@@ -42,7 +41,7 @@ pub(crate) enum Allocation {
     ZeroRange,
 }
 
-/// What a time is set to.
+/// The new value of a time.
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
 pub(crate) enum Time {
     At(i64, i64),

@@ -1,4 +1,4 @@
-//! What the caller of an operation sees, in a line that two file systems can agree on.
+//! What the caller of an operation sees, as a line that two file systems can agree on.
 
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
@@ -51,8 +51,8 @@ pub(crate) fn sorted(list: &[u8]) -> String {
     names.join(" ")
 }
 
-/// What stat tells, but for what two file systems cannot agree on: numbers of inodes and blocks,
-/// times of the clock.
+/// The result of stat without what two file systems cannot agree on: inode and block numbers, times
+/// set by the clock.
 pub(crate) fn status(directory: &OwnedFd, path: &[u8]) -> Seen {
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::EMPTY_PATH;
     let status = statx(directory, path, flags, StatxFlags::BASIC_STATS)?;

@@ -1,8 +1,8 @@
-//! One side of the comparison: carries an operation out below a directory and says, in a line,
-//! what the caller saw.
+//! One side of the comparison: runs an operation below a directory and returns, as a line, what the
+//! caller saw.
 //!
-//! The directory is the root meanwhile: a link that leads up ends there, and never in what another
-//! program left beside it.
+//! It changes root to the directory meanwhile, so that links with `..` never lead to other
+//! programs' files.
 
 use std::os::fd::OwnedFd;
 use std::path::Path as FsPath;
@@ -40,13 +40,13 @@ impl Side {
         }
     }
 
-    /// Whether `file` has set-id bits that came when somebody may have had it open already: from
-    /// then on it is served past us.
+    /// Whether `file` got set-id bits while it may already have been open: then passthrough writes
+    /// bypass the worker.
     fn may_go_past_us(&self, file: &OwnedFd) -> Result<bool, Errno> {
         Ok(self.slots.iter().any(Option::is_some) && has_set_id(file)?)
     }
 
-    /// Does it with the file system rights of user and group `who`.
+    /// Runs it with the file system ids of user and group `who`.
     pub(crate) fn carry_out(&mut self, who: u32, operation: &Operation) -> Seen {
         let _outside = Outside::entering(&self.root);
         let (old_group, old_user) = (setfsgid(Gid::from_raw(who)), setfsuid(Uid::from_raw(who)));
@@ -446,7 +446,7 @@ fn node(special: Special) -> (FileType, Dev) {
     }
 }
 
-/// Bytes that tell where they belong.
+/// Bytes that identify their position.
 fn bytes(length: usize, seed: u8) -> Vec<u8> {
     (0..length)
         .map(|i| seed.wrapping_add(u8::try_from(i % 251).expect("below 251")))

@@ -1,11 +1,11 @@
-//! The power may go at any write of a load, an import, a commit, a removal or a gc: then the store
-//! is whole (nothing corrupt, nothing half visible), what a command had reported done is there, and
-//! everything goes on as if nothing had been. What was synced through a mount is there, too.
+//! After a power cut at any write of a load, import, commit, removal or gc, the store is consistent
+//! (nothing corrupt, nothing partially visible), finished commands are durable, and everything
+//! continues to work. What was synced through a mount is durable too.
 //!
-//! The store or the upper lies on an ext4 on a disk that remembers every write and flush
-//! (`harness/disk.rs`). Beside most of it something else writes and syncs a file of its own without
-//! end, so that the journal is committed at moments of its choosing and not only when it is asked
-//! to; names then reach the disk before contents that were not synced.
+//! The store or the upper is on an ext4 on a disk that records every write and flush
+//! (`harness/disk.rs`). During most of it another process continuously writes and syncs a file of
+//! its own, so that the journal is also committed at other moments; names may then reach the disk
+//! before unsynced contents.
 
 mod session;
 
@@ -72,7 +72,7 @@ struct Image {
 }
 
 #[test]
-fn the_power_may_go_at_any_write() {
+fn the_store_survives_a_power_cut_at_any_write() {
     root(|| {
         let images = images(&directory());
         let (disk, steps) = recorded(0, |disk, point, neighbour| {
@@ -86,7 +86,7 @@ fn the_power_may_go_at_any_write() {
     });
 }
 
-/// Does something on a file system with a neighbour, on a new disk.
+/// Runs something on a new disk's file system, beside the other process.
 fn recorded<R>(owner: u32, work: impl FnOnce(&Disk, &Path, Neighbour) -> R) -> (Disk, R) {
     let place = directory();
     let (device, point) = (place.join("disk"), place.join("recorded"));
@@ -178,14 +178,14 @@ fn images(place: &Path) -> [Image; 4] {
     ]
 }
 
-/// A command that was run: from when to when, and which images there were after it.
+/// A command: its first and last moment, and the images after it.
 struct Step {
     begin: usize,
     end: usize,
     after: BTreeSet<&'static str>,
 }
 
-/// Brings all in and takes some away; at last what a killed removal left.
+/// Loads everything and removes some; finally removes what a killed removal left.
 fn record(disk: &Disk, store: &Store, images: &[Image; 4]) -> Vec<Step> {
     let [one, two, three, four] = images;
     let removal = |image: &Image| vec!["rmi".into(), image.name.into()];
@@ -253,8 +253,7 @@ fn survives(point: &Path, steps: &[Step], moment: usize, images: &[Image; 4], wh
     }
     let all = images.iter().map(|image| image.name).collect();
     whole(&store, images, &all, &format!("{what}; all loaded again"));
-    // By their ids: what was imported twice is two images, of which the older one has no name any
-    // more.
+    // By their ids: importing twice makes two images, and the older one loses its name.
     for image in store.ok(["images", "-q"]).lines() {
         store.ok(["rmi", image]);
     }
@@ -266,7 +265,7 @@ fn survives(point: &Path, steps: &[Step], moment: usize, images: &[Image; 4], wh
     assert_eq!(left, "", "{what}: left when all was removed");
 }
 
-/// The names of the images, as a person sees them.
+/// The names of the images as `cowl images` prints them.
 fn listed(store: &Store) -> BTreeSet<String> {
     let table = store.ok(["images"]);
     let names = table.lines().skip(1).map(|line| {
@@ -284,8 +283,8 @@ fn whole(store: &Store, images: &[Image; 4], there: &BTreeSet<&str>, what: &str)
     }
 }
 
-/// What is done through a mount and synced, in Python below the mount; and what is true from then
-/// on. The mount is made anew for each list: what the kernel and the worker know of a file goes.
+/// Writes and syncs through a mount, in Python, and what must hold from then on. Each list uses a
+/// new mount, which drops the kernel's and the worker's caches.
 const SYNCED: [&[(&str, &str)]; 2] = [
     &[
         (
@@ -317,7 +316,7 @@ const SYNCED: [&[(&str, &str)]; 2] = [
             "[os.stat(f'dir/{n}').st_mode & 0o777 for n in (3, 7, 8)] == [0o640] * 3",
         ),
     ],
-    // Of files whose metadata an earlier mount copied: the content is copied here.
+    // Files whose metadata an earlier mount copied up: here the content is copied up.
     &[
         (
             "os.pwrite(f := os.open('dir/3', os.O_RDWR), b'new', 5); os.fsync(f)",
@@ -334,7 +333,7 @@ const SYNCED: [&[(&str, &str)]; 2] = [
     ],
 ];
 
-fn what_was_synced_through_a_mount_is_there(who: &Who) {
+fn synced_writes_through_a_mount_survive_a_power_cut(who: &Who) {
     let [image, ..] = images(&directory());
     let seen = who.directory("seen");
     let store = Store::at(&who.directory("home").join("store"));
@@ -353,15 +352,15 @@ fn what_was_synced_through_a_mount_is_there(who: &Who) {
                 disk.moment()
             }));
             session.end();
-            // In the later mounts the journal is committed for what they sync and nothing else.
+            // In the later mounts the journal is committed only by their own syncs.
             neighbour.take().into_iter().for_each(Neighbour::stop);
         }
         steps
     });
-    // The end of a step is where it shows what it did not sync.
+    // Missing syncs show at the end of a step.
     cut(disk, steps.clone(), |point, moment, what| {
-        // Marks mean nothing to a mount that does not know their namespace: no upper is stamped
-        // before it is written down.
+        // A mount with another xattr namespace cannot read the marks: no upper gets marks before
+        // its stamp is durable.
         let stamped = "! getfattr -n $1.overlay.cowl.stamp upper 2>/dev/null || test \"$(cat work/lock)\" = $1";
         shell(point, stamped, [who.namespace()]);
         let mut session = Session::start(who, &store, image.name, point, &seen);
@@ -374,13 +373,13 @@ fn what_was_synced_through_a_mount_is_there(who: &Who) {
 }
 
 #[test]
-fn what_was_synced_through_a_mount_is_there_as_root() {
-    root(|| what_was_synced_through_a_mount_is_there(&Who::Root));
+fn synced_writes_through_a_mount_survive_a_power_cut_as_root() {
+    root(|| synced_writes_through_a_mount_survive_a_power_cut(&Who::Root));
 }
 
-/// The disk is root's to mount; all else is done by an ordinary user.
+/// Root mounts the disk; an ordinary user does everything else.
 #[test]
-fn what_was_synced_through_a_mount_is_there_as_user() {
+fn synced_writes_through_a_mount_survive_a_power_cut_as_user() {
     root(|| {
         let device = mount_device_for_all();
         let programs = directory().join("programs");
@@ -388,7 +387,7 @@ fn what_was_synced_through_a_mount_is_there_as_user() {
         for name in ["cowl", "cowl-mountd"] {
             fs::copy(binary(name), programs.join(name)).unwrap();
         }
-        what_was_synced_through_a_mount_is_there(&Who::User { programs });
+        synced_writes_through_a_mount_survive_a_power_cut(&Who::User { programs });
         system("umount", [device]);
     });
 }

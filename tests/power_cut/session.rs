@@ -1,4 +1,4 @@
-//! A mount made and used by root or by an ordinary user, with a Python below it.
+//! A mount created and used by root or an ordinary user, with a Python process that runs in it.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -14,7 +14,8 @@ use cowl_tests::store::Store;
 /// The user that uses a mount.
 pub(crate) enum Who {
     Root,
-    /// As the only id of a user namespace, with programs from a directory that it can enter.
+    /// An ordinary user as the only id of a user namespace, with programs from a directory that it
+    /// can access.
     User {
         programs: PathBuf,
     },
@@ -28,7 +29,7 @@ impl Who {
         }
     }
 
-    /// Of an upper's marks.
+    /// The xattr namespace of the upper's marks.
     pub(crate) fn namespace(&self) -> &'static str {
         match self {
             Self::Root => "trusted",

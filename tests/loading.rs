@@ -1,4 +1,4 @@
-//! What comes in, and what is told of it meanwhile.
+//! `load` and `import`: progress, and input that stalls.
 
 use std::io::Write as _;
 
@@ -7,7 +7,8 @@ use cowl_tests::command::{binary, python, run};
 use cowl_tests::profile::{directory, root};
 use cowl_tests::store::{Store, make_image};
 
-/// Runs a program with its standard error on a terminal of 100 columns; prints what came there.
+/// Runs a program with its standard error on a terminal of 100 columns; prints the terminal's
+/// output.
 const TERMINAL: &str = "
 import fcntl, os, pty, struct, sys, termios
 pid, terminal = pty.fork()
@@ -66,7 +67,7 @@ fn import_from_a_pipe_that_stalls_fails_at_once() {
     root(|| {
         let store = Store::new("store");
         let tar = [b'x'; 512];
-        // A header without a name, and a block of a type that there is not.
+        // A header without a name, and a block of an unknown type.
         let gzip = [&b"\x1f\x8b\x08\0\0\0\0\0\0\x03"[..], &[0xff; 600]].concat();
         for bytes in [&tar[..], &gzip] {
             let (reader, mut writer) = std::io::pipe().unwrap();
