@@ -73,10 +73,10 @@ fn empty_name_is_none_where_docker_takes_it() {
     let tar = cowl.expand("TEMP/empty.tar");
     std::fs::write(&tar, [0; 1024]).unwrap();
     assert!(cowl.run(&["import", &tar, "one:1"]).status.success());
-    let listed = cowl.run(&["images"]).stdout;
+    let listed = cowl.run(&["images", "-q"]).stdout;
     let listed = String::from_utf8(listed).unwrap();
-    cowl.prints(&["images", ""], &listed);
-    cowl.prints(&["images", "--filter", ""], &listed);
+    cowl.prints(&["images", "-q", ""], &listed);
+    cowl.prints(&["images", "-q", "--filter", ""], &listed);
     cowl.prints(&["ps", "-q", "--filter", ""], "");
     let container = "invalid container name or ID: value is empty";
     for command in [
