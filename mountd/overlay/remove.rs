@@ -6,7 +6,8 @@ use std::os::fd::AsFd;
 use cowl_core::tree::FileType;
 use cowl_core::upper::marks::{self, Mark};
 use cowl_core::upper::name_at::NameAt;
-use cowl_core::upper::whiteouts::Whiteouts;
+use cowl_core::upper::spelling::Spelling;
+use cowl_core::upper::whiteouts::{OPAQUE_FILE, Whiteouts};
 use cowl_core::upper::{Upper, empty, remove_temporary};
 
 use super::Overlay;
@@ -256,11 +257,6 @@ impl Overlay {
         };
         let place = self.place_in(parent, name)?;
         let under = self.under(parent, name)?;
-        let held = self
-            .state
-            .read()
-            .dir(resolved.id)
-            .map_or(0, super::dir::Dir::held);
         self.intend(Intent::Remove {
             node: resolved.id.0,
         });
@@ -268,11 +264,9 @@ impl Overlay {
         if hides {
             crate::sys::identity::own()?;
         }
-        // Other programs leave marks beside `.wh.` files, which are never shown.
-        let is_bare = held == 0 && upper.whiteouts() == Whiteouts::Devices;
         if !self.has_node(parent, name) {
             upper.make_whiteout(place.name_at())?;
-        } else if !hides && is_bare {
+        } else if !hides && self.is_bare(resolved.id)? {
             place.name_at().rmdir()?;
         } else {
             let name = upper.new_name();
@@ -282,6 +276,21 @@ impl Overlay {
         }
         self.forget_directory(parent, name, resolved, attr, under);
         Ok(())
+    }
+
+    /// Whether the host's directory is known to be empty. Other programs leave marks in theirs,
+    /// which are never shown: fuse-overlayfs one file, and any where whiteouts are files.
+    fn is_bare(&self, dir: NodeId) -> Result<bool, Errno> {
+        let upper = self.writable()?;
+        let held = self.state.read().dir(dir).map_or(0, super::dir::Dir::held);
+        if held != 0 || upper.whiteouts() == Whiteouts::Files {
+            return Ok(false);
+        }
+        if upper.spelling() == Spelling::Tree {
+            return Ok(true);
+        }
+        let fd = self.dir_fd(dir)?;
+        Ok(!NameAt::new(fd.as_fd(), OPAQUE_FILE).exists()?)
     }
 
     fn forget_directory(
@@ -311,8 +320,7 @@ impl Overlay {
     /// is opaque before, so nothing is seen of that. The caller guards it and its parent.
     pub(super) fn clear_directory(&self, dir: NodeId) -> Result<(), Errno> {
         let upper = self.writable()?;
-        let held = self.state.read().dir(dir).map_or(0, super::dir::Dir::held);
-        if held == 0 && upper.whiteouts() == Whiteouts::Devices {
+        if self.is_bare(dir)? {
             return Ok(());
         }
         let store = upper.mark_store();

@@ -308,7 +308,8 @@ fn fuse_overlayfs_reads_an_upper_with_whiteout_files_as_root() {
 fn an_upper_of_fuse_overlayfs_is_mounted_and_given_back() {
     let place = Place::with_layers("place");
     let (peer, ours) = (Path::new("/usr/bin/fuse-overlayfs"), binary("cowl-mountd"));
-    let again = "rm -r opaque both dir; mkdir opaque both; echo once > opaque/more; rm kept";
+    let again = "rm -r opaque/only both dir newdir; mkdir both spare; mv -T spare opaque; \
+                 echo once > opaque/more; rm kept";
     for (changer, reader, changes) in [(peer, &*ours, CHANGES), (&ours, peer, again)] {
         let mut shown = [changer, reader].map(|program| {
             let options = "lowerdir=top:middle:bottom,upperdir=upper,workdir=work";
