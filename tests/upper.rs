@@ -103,6 +103,37 @@ fn an_upper_on_ramfs_has_its_marks_in_links() {
     an_upper_keeps_changes_on("mount -t ramfs ramfs host", marks);
 }
 
+/// Its directories have other inode numbers in each mount of the overlayfs, so marks cannot be found
+/// by them.
+fn an_upper_on_overlayfs_without_attributes_is_refused() {
+    if !has_overlayfs() {
+        return skip("this kernel has no overlayfs");
+    }
+    let place = directory();
+    let host = "mkdir content lower rw merged; mount -t ramfs ramfs rw; mkdir rw/upper rw/work
+                mount -t overlay overlay -o lowerdir=lower,upperdir=rw/upper,workdir=rw/work merged";
+    shell(&place, host, [""; 0]);
+    let store = Store::new("store");
+    store.import_directory(&place.join("content"), "image");
+    let upper = place.join("merged/upper");
+    let (seen, image) = (place.join("seen"), [Path::new("mount"), Path::new("image")]);
+    fs::create_dir(&seen).unwrap();
+    let refused = store.run([&image[..], &[&seen, Path::new("--upper"), &upper]].concat());
+    let refused = refused.refused(1);
+    assert!(refused.contains("has no extended attributes"), "{refused}");
+    shell(&place, "umount merged rw", [""; 0]);
+}
+
+#[test]
+fn an_upper_on_overlayfs_without_attributes_is_refused_as_root() {
+    root(|| an_upper_on_overlayfs_without_attributes_is_refused());
+}
+
+#[test]
+fn an_upper_on_overlayfs_without_attributes_is_refused_as_user() {
+    user(|| an_upper_on_overlayfs_without_attributes_is_refused());
+}
+
 /// Mounts a host file system, changes files through an upper there, mounts it again and commits
 /// it. `marks` are the kinds of links in its work directory.
 fn an_upper_keeps_changes_on(host: &str, marks: &str) {

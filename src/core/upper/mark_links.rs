@@ -23,13 +23,14 @@ use super::host;
 use super::marks::Mark;
 use super::name_at::NameAt;
 
-/// A link to the inode number of `work/marks` itself. In a copy of the work directory it is
-/// another one's, and so are the inode numbers of all files.
+/// A link to the inode numbers of `work/marks` itself and of the upper. In a copy of either they
+/// are others, and so are those of all files.
 const SELF: &str = "self";
 
-/// `f_type` of FUSE file systems (`FUSE_SUPER_MAGIC`, linux/magic.h). Most make up inode numbers,
-/// and give a file another one when the kernel has forgotten it.
-const FUSE: i64 = 0x6573_5546;
+/// `f_type` (linux/magic.h) of the file systems that are known to keep a file's inode number and to
+/// list it too: tmpfs, ramfs and NFS. Others without attributes may not: FUSE, SMB, and overlayfs
+/// for directories.
+const KEEP_NUMBERS: [i64; 3] = [0x0102_1994, 0x8584_58f6, 0x6969];
 
 const MARKS: [Mark; 6] = [
     Mark::Opaque,
@@ -47,6 +48,17 @@ const fn bit(mark: Mark) -> MarkSet {
     1 << mark as u8
 }
 
+/// Whose marks are in a directory.
+#[derive(Copy, Clone, Debug, Eq, PartialEq)]
+enum Owner {
+    /// None were written yet.
+    Nobody,
+    ThisUpper,
+    OtherUpper,
+    /// Of the directory that this one is a copy of.
+    OtherWork,
+}
+
 /// `work/marks`.
 #[derive(Debug)]
 pub struct MarkLinks {
@@ -57,28 +69,73 @@ pub struct MarkLinks {
 }
 
 impl MarkLinks {
-    /// Opens `work/marks`, or makes it.
+    /// Opens `work/marks`, or makes it. Beside a new upper, marks of another one are dropped.
     ///
     /// # Errors
-    /// A copy of another work directory.
-    pub(super) fn open(work: BorrowedFd<'_>) -> std::result::Result<Self, UpperError> {
+    /// A copy of the work directory, or of the upper.
+    pub(super) fn open(
+        work: BorrowedFd<'_>,
+        root: BorrowedFd<'_>,
+        is_new: bool,
+    ) -> std::result::Result<Self, UpperError> {
         let dir = subdirectory(work, b"marks")?;
-        match check_self(dir.as_fd()) {
-            Err(Errno::NOENT) => note_self(dir.as_fd()).map_err(host("writing work/marks"))?,
-            Err(Errno::XDEV) => return Err(UpperError::CopiedMarks),
-            checked => checked.map_err(host("reading work/marks"))?,
-        }
         let known = list(dir.as_fd()).map_err(host("reading work/marks"))?;
-        Ok(Self {
+        let links = Self {
             dir,
             known: Some(Mutex::new(known)),
-        })
+        };
+        match links.owner(root).map_err(host("reading work/marks"))? {
+            Owner::ThisUpper => {}
+            Owner::Nobody => links.begin(root).map_err(host("writing work/marks"))?,
+            Owner::OtherUpper if is_new => links.begin(root).map_err(host("writing work/marks"))?,
+            Owner::OtherUpper | Owner::OtherWork => return Err(UpperError::CopiedMarks),
+        }
+        Ok(links)
     }
 
     /// Opens `work/marks` to read what a mount has written.
-    pub(super) fn of_mount(work: BorrowedFd<'_>) -> std::result::Result<Self, UpperError> {
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub(super) fn of_mount(
+        work: BorrowedFd<'_>,
+        root: BorrowedFd<'_>,
+    ) -> std::result::Result<Self, UpperError> {
         let dir = open_directory(work, b"marks").map_err(host("opening work/marks"))?;
-        Ok(Self { dir, known: None })
+        let links = Self { dir, known: None };
+        match links.owner(root).map_err(host("reading work/marks"))? {
+            Owner::ThisUpper => Ok(links),
+            Owner::Nobody | Owner::OtherUpper | Owner::OtherWork => Err(UpperError::CopiedMarks),
+        }
+    }
+
+    fn owner(&self, root: BorrowedFd<'_>) -> Result<Owner> {
+        let noted = match rustix::fs::readlinkat(&self.dir, SELF, Vec::new()) {
+            Ok(noted) => noted,
+            Err(Errno::NOENT) => return Ok(Owner::Nobody),
+            Err(errno) => return Err(errno),
+        };
+        let (marks, upper) = self.numbers(root)?;
+        Ok(match noted.to_str().unwrap_or_default().split_once(' ') {
+            Some((noted, _)) if noted != marks => Owner::OtherWork,
+            Some((_, noted)) if noted != upper => Owner::OtherUpper,
+            Some(_) => Owner::ThisUpper,
+            None => Owner::OtherWork,
+        })
+    }
+
+    /// Begins without marks.
+    fn begin(&self, root: BorrowedFd<'_>) -> Result<()> {
+        self.clear()?;
+        self.remove_link(SELF)?;
+        let (marks, upper) = self.numbers(root)?;
+        rustix::fs::symlinkat(format!("{marks} {upper}"), &self.dir, SELF)
+    }
+
+    /// What [`SELF`] says here.
+    fn numbers(&self, root: BorrowedFd<'_>) -> Result<(String, String)> {
+        let number = |dir| Ok(NameAt::new(dir, b".").stat()?.stx_ino.to_string());
+        Ok((number(self.dir.as_fd())?, number(root)?))
     }
 
     /// The value of a file's mark.
@@ -117,12 +174,11 @@ impl MarkLinks {
         let text = format!("{}:{}", file.time, BASE64.encode(value));
         let link = link_name(file.inode, mark);
         match rustix::fs::symlinkat(&text, &self.dir, &link) {
+            // Threads may give the upper's root the same mark at once.
+            Err(Errno::EXIST) if self.leads_to(&link, &text)? => {}
             Err(Errno::EXIST) => {
                 let new = format!("{link}.new");
-                match rustix::fs::unlinkat(&self.dir, &new, AtFlags::empty()) {
-                    Ok(()) | Err(Errno::NOENT) => {}
-                    Err(errno) => return Err(errno),
-                }
+                self.remove_link(&new)?;
                 rustix::fs::symlinkat(&text, &self.dir, &new)?;
                 rustix::fs::renameat(&self.dir, &new, &self.dir, &link)?;
             }
@@ -189,11 +245,7 @@ impl MarkLinks {
 
     fn unlink(&self, inode: u64, marks: &[Mark]) -> Result<()> {
         for mark in marks {
-            let link = link_name(inode, *mark);
-            match rustix::fs::unlinkat(&self.dir, link, AtFlags::empty()) {
-                Ok(()) | Err(Errno::NOENT) => {}
-                Err(errno) => return Err(errno),
-            }
+            self.remove_link(&link_name(inode, *mark))?;
         }
         self.change_known(|known| {
             if let Some(left) = known.get_mut(&inode) {
@@ -203,6 +255,18 @@ impl MarkLinks {
                 }
             }
         })
+    }
+
+    fn remove_link(&self, name: &str) -> Result<()> {
+        match rustix::fs::unlinkat(&self.dir, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    fn leads_to(&self, link: &str, text: &str) -> Result<bool> {
+        let found = rustix::fs::readlinkat(&self.dir, link, Vec::new())?;
+        Ok(found.as_bytes() == text.as_bytes())
     }
 
     fn is_without_marks(&self) -> bool {
@@ -229,7 +293,7 @@ impl MarkLinks {
 pub(super) fn are_possible(tmp: BorrowedFd<'_>) -> std::result::Result<bool, UpperError> {
     let fs = rustix::fs::fstatfs(tmp).map_err(host("probing the upper's file system"))?;
     #[expect(clippy::useless_conversion, reason = "f_type is shorter on 32 bits")]
-    if i64::from(fs.f_type) == FUSE {
+    if !KEEP_NUMBERS.contains(&i64::from(fs.f_type)) {
         return Ok(false);
     }
     let probe = NameAt::new(tmp, b"probe");
@@ -268,21 +332,6 @@ impl Birth {
 
 fn link_name(inode: u64, mark: Mark) -> String {
     format!("{inode}.{}", mark.suffix())
-}
-
-fn check_self(dir: BorrowedFd<'_>) -> Result<()> {
-    let noted = rustix::fs::readlinkat(dir, SELF, Vec::new())?;
-    let inode = NameAt::new(dir, b".").stat()?.stx_ino;
-    if noted.as_bytes() == inode.to_string().as_bytes() {
-        Ok(())
-    } else {
-        Err(Errno::XDEV)
-    }
-}
-
-fn note_self(dir: BorrowedFd<'_>) -> Result<()> {
-    let inode = NameAt::new(dir, b".").stat()?.stx_ino;
-    rustix::fs::symlinkat(inode.to_string(), dir, SELF)
 }
 
 fn list(dir: BorrowedFd<'_>) -> Result<HashMap<u64, MarkSet>> {
@@ -363,7 +412,8 @@ mod tests {
     }
 
     fn open(base: &std::path::Path) -> std::result::Result<MarkLinks, UpperError> {
-        MarkLinks::open(File::open(base.join("work")).unwrap().as_fd())
+        let [work, upper] = ["work", "upper"].map(|name| File::open(base.join(name)).unwrap());
+        MarkLinks::open(work.as_fd(), upper.as_fd(), false)
     }
 
     impl Fixture {
@@ -463,14 +513,55 @@ mod tests {
     }
 
     #[test]
-    fn open_refuses_a_copy() {
+    fn threads_can_write_the_same_mark_at_once() {
         let fixture = fixture();
-        let work = fixture.base.path().join("work");
-        fs::rename(&work, fixture.base.path().join("original")).unwrap();
-        fs::create_dir_all(work.join("marks")).unwrap();
-        let own = fs::read_link(fixture.base.path().join("original/marks/self")).unwrap();
-        std::os::unix::fs::symlink(own, work.join("marks/self")).unwrap();
-        let refused = open(fixture.base.path());
-        assert!(matches!(refused, Err(UpperError::CopiedMarks)));
+        let one = fixture.file("one");
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..1000 {
+                        fixture.links.write(one, Mark::Impure, b"y").unwrap();
+                    }
+                });
+            }
+        });
+        let inode = one.stat().unwrap().stx_ino;
+        assert_eq!(fixture.names(), [format!("{inode}.impure"), "self".into()]);
+    }
+
+    #[test]
+    fn a_copy_of_either_directory_is_refused_and_keeps_its_marks() {
+        for copied in ["work", "upper"] {
+            let fixture = fixture();
+            let base = fixture.base.path();
+            fixture
+                .links
+                .write(fixture.file("one"), Mark::File, b"v")
+                .unwrap();
+            let names = fixture.names();
+            let copy = std::process::Command::new("sh")
+                .args(["-c", "mv $0 original && cp -a original $0", copied])
+                .current_dir(base)
+                .status();
+            assert!(copy.unwrap().success());
+            let [work, upper] = ["work", "upper"].map(|name| File::open(base.join(name)).unwrap());
+            let (work, upper) = (work.as_fd(), upper.as_fd());
+            for refused in [
+                MarkLinks::open(work, upper, false),
+                MarkLinks::of_mount(work, upper),
+            ] {
+                assert!(matches!(refused, Err(UpperError::CopiedMarks)), "{copied}");
+            }
+            assert_eq!(fixture.names(), names);
+            // An empty upper beside an earlier one's work directory.
+            let new = MarkLinks::open(work, upper, true);
+            if copied == "upper" {
+                new.unwrap();
+                assert_eq!(fixture.names(), ["self"]);
+                open(base).unwrap();
+            } else {
+                assert!(matches!(new, Err(UpperError::CopiedMarks)));
+            }
+        }
     }
 }

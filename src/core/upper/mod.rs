@@ -347,7 +347,7 @@ impl Upper {
         };
         let store = match record.space {
             Some(space) => MarkStore::Xattrs(space),
-            None => MarkStore::Links(MarkLinks::open(work.as_fd())?),
+            None => MarkStore::Links(MarkLinks::open(work.as_fd(), root.as_fd(), is_new)?),
         };
         let (condition, is_of_this_upper) = match base {
             Base::Tree { stamp, .. } => {
@@ -409,7 +409,7 @@ impl Upper {
         let Record { space, whiteouts } = recorded?;
         let store = match space {
             Some(space) => MarkStore::Xattrs(space),
-            None => MarkStore::Links(MarkLinks::of_mount(work.as_fd())?),
+            None => MarkStore::Links(MarkLinks::of_mount(work.as_fd(), root.as_fd())?),
         };
         let condition = probe::compare_stamp(root.as_fd(), &store, stamp)?;
         let open = |name: &[u8]| {
