@@ -11,9 +11,8 @@
 //!                        " .wh." if whiteouts are files
 //! work/tmp/              staged files, and a link to the whiteouts of this mount; emptied at mount
 //! work/index/<number>    link to each copied-up hard link of the lower: over a tree by node
-//! number;
-//!                        over plain directories by any, and called work/links; emptied for an
-//!                        upper that is new or, over a tree, without a stamp
+//!                        number; over plain directories by any, and called work/links; emptied
+//!                        for an upper that is new or, over a tree, without a stamp
 //! work/orphans/<number>  removed files that are still open; emptied at mount
 //! work/marks/            marks, where the file system has no extended attributes ([`mark_links`])
 //! work/work/incompat     over plain directories: overlayfs's mark of a volatile upper
@@ -23,9 +22,9 @@
 //! # Marks
 //! Extended attributes below `trusted.overlay.` where the worker has `CAP_SYS_ADMIN` in the
 //! initial user namespace, else below `user.overlay.`; there, symbolic links and special files
-//! bear none. Where neither can be, symbolic links in `work/marks`. The first two and the whiteout are overlayfs's own
-//! (Documentation/filesystems/overlayfs.rst); the kernel ignores the others. [`scan`] says what
-//! they mean.
+//! bear none. Where neither can be, symbolic links in `work/marks`. The first two and the whiteout
+//! are overlayfs's own (Documentation/filesystems/overlayfs.rst); the kernel ignores the others.
+//! [`scan`] says what they mean.
 //! ```text
 //! a character device 0:0    whiteout: hides the tree's file of this name; where the host makes
 //!                           none, a file `.wh.NAME` ([`whiteouts`])
@@ -144,7 +143,7 @@ pub enum UpperError {
         "the upper's file system has no extended attributes in {0}: use another file system for the upper"
     )]
     NoXattrs(&'static str),
-    /// Marks by inode number, in a directory with another number than they were written in.
+    /// Marks by inode number, beside an upper or in a directory with another number than then.
     #[error(
         "the upper's marks are by inode number (work/marks), and these files have others: mount the directories that were copied, and copy the mount"
     )]
