@@ -8,6 +8,7 @@ use cowl_tests::disk::{Mounted, ext4};
 use cowl_tests::host::has_overlayfs;
 use cowl_tests::profile::{directory, root, user};
 use cowl_tests::requests::{costs_during, worker};
+use cowl_tests::server::until;
 use cowl_tests::skip::skip;
 use cowl_tests::store::Store;
 
@@ -101,6 +102,46 @@ fn an_upper_on_overlayfs_hides_names_by_files() {
 fn an_upper_on_ramfs_has_its_marks_in_links() {
     let marks = "cowl cowl.stamp impure opaque";
     an_upper_keeps_changes_on("mount -t ramfs ramfs host", marks);
+}
+
+/// Within one mount: the next one would drop them.
+fn an_upper_on_ramfs_drops_the_marks_of_removed_files() {
+    let place = directory();
+    shell(
+        &place,
+        "mkdir content host; mount -t ramfs ramfs host",
+        [""; 0],
+    );
+    let files =
+        "for i in $(seq 20); do mkdir dir$i; for f in a b c; do echo $i > dir$i/$f; done; done";
+    shell(&place.join("content"), files, [""; 0]);
+    let store = Store::new("store");
+    store.import_directory(&place.join("content"), "image");
+    let (seen, upper) = (place.join("host/seen"), place.join("host/upper"));
+    fs::create_dir(&seen).unwrap();
+    let image = [Path::new("mount"), Path::new("image")];
+    store.ok([&image[..], &[&seen, Path::new("--upper"), &upper]].concat());
+    let marks = || shell(&place, "ls host/upper.work/marks | cut -d. -f2-", [""; 0]);
+    // A file that is closed, one that is open, and a directory that is replaced by a rename.
+    let changes = "for i in $(seq 20); do
+            chmod 600 dir$i/a dir$i/b dir$i/c; rm dir$i/a; exec 3< dir$i/b; rm dir$i/b; exec 3<&-
+            rm -r dir$i; mkdir dir$i; mkdir new; mv -T new dir$i; rmdir dir$i
+        done";
+    shell(&seen, changes, [""; 0]);
+    // The mount removes a file's marks when the kernel has forgotten it.
+    until(|| marks() == "cowl.stamp\nimpure\nself\n");
+    store.ok([Path::new("umount"), &seen]);
+    shell(&place, "umount host", [""; 0]);
+}
+
+#[test]
+fn an_upper_on_ramfs_drops_the_marks_of_removed_files_as_root() {
+    root(|| an_upper_on_ramfs_drops_the_marks_of_removed_files());
+}
+
+#[test]
+fn an_upper_on_ramfs_drops_the_marks_of_removed_files_as_user() {
+    user(|| an_upper_on_ramfs_drops_the_marks_of_removed_files());
 }
 
 /// Its directories have other inode numbers in each mount of the overlayfs, so marks cannot be found

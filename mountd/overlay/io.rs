@@ -308,11 +308,12 @@ impl Overlay {
             return;
         };
         self.files.forget(id);
+        let host = self.host_of(id);
         // Before its file is, so that no successor takes another with its inode for it.
         self.commit(|_| [Event::Dropped { node: id }]);
         let name = number.to_string();
         match rustix::fs::unlinkat(upper.orphans(), name, rustix::fs::AtFlags::empty()) {
-            Ok(()) => {}
+            Ok(()) => self.drop_marks(host),
             Err(errno) => {
                 tracing::warn!(number, %errno, "cannot remove a file from work/orphans; the next mount will");
             }

@@ -174,6 +174,13 @@ impl Overlay {
             }
             Some(LinkAction::RemoveIndexLink) => self.place_of(resolved.id)?.name_at().unlink()?,
         }
+        let is_orphan = matches!(
+            plan.action,
+            Some(LinkAction::OrphanName(_) | LinkAction::OrphanIndexLink(_))
+        );
+        if plan.last && !is_orphan {
+            self.drop_marks(self.host_of(resolved.id));
+        }
         if plan.last {
             let (file_type, attr) = (resolved.file_type, plan.attr);
             let origin = self.origin_of(resolved.id);
@@ -189,6 +196,21 @@ impl Overlay {
             self.files.forget(resolved.id);
         }
         Ok(())
+    }
+
+    /// The inode number of a node's file in the upper.
+    pub(super) fn host_of(&self, id: NodeId) -> Option<u64> {
+        self.upper_node(id).map(|(_, _, file)| file.host)
+    }
+
+    /// Drops the marks of a removed file, by its inode number, if they did not go with it.
+    pub(super) fn drop_marks(&self, host: Option<u64>) {
+        let (Some(upper), Some(host)) = (&self.upper, host) else {
+            return;
+        };
+        if let Err(errno) = upper.drop_marks(host) {
+            tracing::warn!(%errno, "cannot remove the marks of a removed file; the next mount will");
+        }
     }
 
     pub(super) fn origin_of(&self, id: NodeId) -> Option<LowerIno> {
@@ -302,6 +324,7 @@ impl Overlay {
         under: Under,
     ) {
         let origin = self.origin_of(resolved.id);
+        self.drop_marks(self.host_of(resolved.id));
         self.commit(|_| {
             [
                 Event::vacated(parent, name, under),

@@ -286,6 +286,7 @@ impl Overlay {
             Replaced::File(resolved, plan) => self.finish_unlink(resolved, plan),
             Replaced::Directory(resolved, attr) => {
                 let origin = self.origin_of(resolved.id);
+                self.drop_marks(self.host_of(resolved.id));
                 let file_type = FileType::Directory;
                 self.commit(|_| {
                     [Event::Gone {

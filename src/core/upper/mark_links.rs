@@ -1,5 +1,5 @@
-//! Marks of an upper whose file system has no extended attributes (ramfs, NFS before 4.2, tmpfs in
-//! a user namespace before Linux 6.6): symbolic links in `work/marks`.
+//! Marks of an upper whose file system has no extended attributes (ramfs, and tmpfs in a user
+//! namespace before Linux 6.6): symbolic links in `work/marks`.
 //!
 //! A link `<inode>.<mark>` leads to the time at which the file was made and the mark's value in
 //! base64: `1700000000.000000001:AgEAAAUAAAA=`, with `-` for a file system that does not say when.
@@ -7,7 +7,7 @@
 //!
 //! Invariant: a file in the upper's view bears no mark of an earlier file with its inode number. A
 //! new file is made in `work/tmp`, where [`forget`](MarkLinks::forget) drops such marks before the
-//! file gets its name. Marks of removed files stay until then, or until the next mount.
+//! file gets its name. Marks go after their file; what a crash leaves, the next mount drops.
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -27,10 +27,10 @@ use super::name_at::NameAt;
 /// are others, and so are those of all files.
 const SELF: &str = "self";
 
-/// `f_type` (linux/magic.h) of the file systems that are known to keep a file's inode number and to
-/// list it too: tmpfs, ramfs and NFS. Others without attributes may not: FUSE, SMB, and overlayfs
-/// for directories.
-const KEEP_NUMBERS: [i64; 3] = [0x0102_1994, 0x8584_58f6, 0x6969];
+/// `f_type` (linux/magic.h) of the file systems that are known to keep a file's inode number, to
+/// list it too, and to give it to no other file: tmpfs and ramfs. Others without attributes may
+/// not: FUSE, SMB, NFS, and overlayfs for directories.
+const KEEP_NUMBERS: [i64; 2] = [0x0102_1994, 0x8584_58f6];
 
 const MARKS: [Mark; 6] = [
     Mark::Opaque,
@@ -91,6 +91,20 @@ impl MarkLinks {
             Owner::OtherUpper | Owner::OtherWork => return Err(UpperError::CopiedMarks),
         }
         Ok(links)
+    }
+
+    /// Whether an upper that has no entries bears a mark itself.
+    pub(super) fn mark_upper(
+        work: BorrowedFd<'_>,
+        root: BorrowedFd<'_>,
+    ) -> std::result::Result<bool, UpperError> {
+        let links = Self::open(work, root, true)?;
+        let upper = NameAt::new(root, b".");
+        let read = |mark| {
+            let found = links.read(upper, mark);
+            found.map_err(host("reading the upper's marks"))
+        };
+        Ok(read(Mark::Stamp)?.is_some() || read(Mark::Impure)?.is_some())
     }
 
     /// Opens `work/marks` to read what a mount has written.
@@ -204,9 +218,15 @@ impl MarkLinks {
         if self.is_without_marks() {
             return Ok(());
         }
-        let inode = Birth::of(name_at)?.inode;
-        if MARKS.iter().any(|mark| self.has(inode, *mark)) {
-            self.unlink(inode, &MARKS)?;
+        self.remove_all(Birth::of(name_at)?.inode)
+    }
+
+    /// Removes all marks of an inode number.
+    pub(super) fn remove_all(&self, inode: u64) -> Result<()> {
+        for mark in MARKS {
+            if self.has(inode, mark) {
+                self.unlink(inode, &[mark])?;
+            }
         }
         Ok(())
     }

@@ -325,7 +325,7 @@ impl Upper {
         }
         probe::check_same_file_system(root.as_fd(), tmp.as_fd())?;
         probe::drop_default_acl(tmp.as_fd())?;
-        let is_new = probe::is_new(root.as_fd())?;
+        let (is_new, recorded) = find_record(root.as_fd(), work.as_fd(), lock)?;
         let only_user = matches!(
             base,
             Base::Plain {
@@ -333,8 +333,6 @@ impl Upper {
                 ..
             }
         );
-        // What is recorded for a new upper is a removed one's.
-        let recorded = probe::record(lock)?.filter(|_| !is_new);
         let record = if let Some(record) = recorded {
             record.check(tmp.as_fd())?
         } else {
@@ -470,6 +468,14 @@ impl Upper {
         }
     }
 
+    /// Drops the marks of a file that is gone, by its inode number.
+    pub fn drop_marks(&self, inode: u64) -> rustix::io::Result<()> {
+        match &self.store {
+            MarkStore::Xattrs(_) => Ok(()),
+            MarkStore::Links(links) => links.remove_all(inode),
+        }
+    }
+
     /// Drops the marks of files that are gone. Reads every directory of an upper whose marks are
     /// links, and nothing of others. The caller changes nothing meanwhile.
     pub fn sweep_marks(&self) -> rustix::io::Result<()> {
@@ -540,6 +546,19 @@ impl Upper {
     pub fn index_name(number: u64) -> Vec<u8> {
         number.to_string().into_bytes()
     }
+}
+
+/// Whether an upper is new, and how it is written. What is recorded for a new one is a removed
+/// one's.
+fn find_record(
+    root: BorrowedFd<'_>,
+    work: BorrowedFd<'_>,
+    lock: BorrowedFd<'_>,
+) -> Result<(bool, Option<Record>), UpperError> {
+    let recorded = probe::record(lock)?;
+    let has_links = recorded.is_some_and(|record| record.space.is_none());
+    let is_new = probe::is_new(root)? && !(has_links && MarkLinks::mark_upper(work, root)?);
+    Ok((is_new, recorded.filter(|_| !is_new)))
 }
 
 /// How an upper hides names, by its work directory; None before its first mount.

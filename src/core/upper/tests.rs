@@ -397,6 +397,26 @@ fn open_drops_what_the_work_directory_has_of_a_removed_upper() {
     }
 }
 
+/// As a later mount with more rights finds an upper whose only change is one of its root.
+#[test]
+fn open_keeps_to_marks_in_links_though_attributes_work() {
+    let base = tempfile::tempdir().unwrap();
+    drop(open(base.path(), &stamp("a", 1)).unwrap());
+    let [upper, work] = ["upper", "work"].map(|name| File::open(base.path().join(name)).unwrap());
+    fs::write(base.path().join("work/lock"), "links\n").unwrap();
+    let links = MarkLinks::open(work.as_fd(), upper.as_fd(), true).unwrap();
+    NameAt::new(upper.as_fd(), b".")
+        .set_mark(
+            &MarkStore::Links(links),
+            Mark::Stamp,
+            &stamp("a", 1).encode(),
+        )
+        .unwrap();
+    let upper = open(base.path(), &stamp("a", 1)).unwrap();
+    assert_eq!(upper.condition(), Condition::Stamped);
+    assert!(upper.mark_store().namespace().is_none());
+}
+
 /// Without privilege marks in `trusted.` do not work, with it both do.
 #[test]
 fn open_of_a_new_upper_ignores_the_recorded_namespace() {
