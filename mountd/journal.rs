@@ -421,7 +421,7 @@ impl Journal {
         }
     }
 
-    /// Changes how often a node of the lower was looked up; not of one that is not counted here.
+    /// Updates the lookup count of a lower node, if it is counted here.
     pub(crate) fn update_lookups(&self, node: u32, change: impl Fn(u16) -> u16) {
         let Some((word, shift)) = self.count_of(node) else {
             return;

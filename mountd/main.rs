@@ -37,7 +37,7 @@ enum Command {
 
 fn main() -> anyhow::Result<ExitCode> {
     let arguments: Vec<_> = std::env::args_os().collect();
-    if dropin::is_meant(&arguments) {
+    if dropin::is_drop_in_command_line(&arguments) {
         return Ok(dropin::run(arguments));
     }
     let parsed = Arguments::try_parse_from(arguments).map_err(|told| {

@@ -46,7 +46,7 @@ pub(crate) fn serve_to_the_end(socket: OwnedFd) -> bool {
 }
 
 fn serve(socket: OwnedFd) -> Result<End, MountFailed> {
-    let mount = told(socket.as_fd(), prepare(socket.as_fd()))?;
+    let mount = reporting(socket.as_fd(), prepare(socket.as_fd()))?;
     let Mount {
         connection,
         overlay,
@@ -63,10 +63,10 @@ fn serve(socket: OwnedFd) -> Result<End, MountFailed> {
         Some(journal) if journal.is_inherited() => process::restrict(needed, needed),
         _ => process::confine(needed, needed),
     };
-    told(socket.as_fd(), confined)?;
+    reporting(socket.as_fd(), confined)?;
     let dispatcher =
         Dispatcher::new(overlay, connection, owners).or_fail("cannot tell our capabilities");
-    let dispatcher = told(socket.as_fd(), dispatcher)?;
+    let dispatcher = reporting(socket.as_fd(), dispatcher)?;
     let server = Server::new(connection, dispatcher, counters, journal.as_ref());
     let ready = Message::WorkerReady(WorkerReady { io_mode: *io_mode });
     server
@@ -105,7 +105,7 @@ pub(crate) fn needed(writable: bool, io_mode: IoMode) -> CapabilitySet {
 }
 
 /// Sends a failure to the keeper before returning it.
-fn told<T>(socket: BorrowedFd<'_>, outcome: Result<T, MountFailed>) -> Result<T, MountFailed> {
+fn reporting<T>(socket: BorrowedFd<'_>, outcome: Result<T, MountFailed>) -> Result<T, MountFailed> {
     outcome.inspect_err(|failed| {
         if let Err(error) = send(socket, &Message::MountFailed(failed.clone()), &[]) {
             tracing::error!(%error, "cannot report a failure");

@@ -69,7 +69,7 @@ struct Mounting {
 
 /// Whether a command line is fuse-overlayfs's: this program has its name, or the arguments are no
 /// command of `cowl-mountd`.
-pub fn is_meant(arguments: &[OsString]) -> bool {
+pub fn is_drop_in_command_line(arguments: &[OsString]) -> bool {
     let program = arguments.first().map(PathBuf::from).unwrap_or_default();
     if program.file_name() != Some(OsStr::new("cowl-mountd")) {
         return true;
@@ -237,13 +237,13 @@ mod tests {
             &["/usr/bin/fuse-overlayfs"][..],
             &["cowl-mountd", "-o", "x", "m"],
         ] {
-            assert!(is_meant(&arguments(line)), "{line:?}");
+            assert!(is_drop_in_command_line(&arguments(line)), "{line:?}");
         }
         for line in [
             &["cowl-mountd", "keeper"][..],
             &["/x/cowl-mountd", "--help"],
         ] {
-            assert!(!is_meant(&arguments(line)), "{line:?}");
+            assert!(!is_drop_in_command_line(&arguments(line)), "{line:?}");
         }
     }
 }

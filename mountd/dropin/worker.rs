@@ -44,8 +44,8 @@ impl Parts {
 }
 
 /// Serves until the mount is gone; whether it was unmounted. With `quiet`, standard output and
-/// error are that once the mount answers. The process that holds the mount is told over `socket`
-/// that this one serves, or why it does not.
+/// error become that file once the mount answers. Reports over `socket`, to the process that holds
+/// the mount, that this one serves, or why it does not.
 pub(super) fn run(parts: Parts, socket: OwnedFd, quiet: Option<File>) -> bool {
     let serving = match prepare(parts) {
         Ok(serving) => serving,

@@ -348,7 +348,7 @@ impl Dispatcher<'_> {
         }
     }
 
-    /// A name's node as the kernel is told it.
+    /// A name's node, its owners mapped for the kernel.
     pub(super) fn shown(&self, entry: Entry) -> Entry {
         Entry {
             attr: self.owners.shown(&entry.attr),

@@ -1,4 +1,4 @@
-//! Owners between the files of the host and what the kernel is told, by an [`IdMap`].
+//! Maps owners between host files and the kernel, by an [`IdMap`].
 //!
 //! Invariant: ids are translated here and nowhere else. The overlay knows those of the files, the
 //! kernel those that are shown, so a mapping costs no copy and no change of a file.

@@ -1,8 +1,8 @@
 //! Unanswered requests: a worker that died had read them, and perhaps done them.
 //!
 //! While the kernel waits for an answer it lets no other request at the names or the file that this
-//! one changes. So what is there tells whether it was done, or what the dead worker noted does
-//! ([`Intent`]). Not here are requests that may be done twice: reads and lookups, and changes that
+//! one changes. So the present state shows whether it was done, or the dead worker's [`Intent`]
+//! does. Not here are requests that may be done twice: reads and lookups, and changes that
 //! set what they say (a WRITE has its offset, also for `O_APPEND`).
 
 use rustix::io::Errno;

@@ -362,7 +362,9 @@ impl Overlay {
         let store = upper.mark_store();
         let marks = scan::read_marks(name_at, host_type, store, &self.lower, None, true)
             .map_err(|error| unreadable(name_at, &error))?;
-        let origin = node.or(marks.origin).or_else(|| self.told_of(stat.stx_ino));
+        let origin = node
+            .or(marks.origin)
+            .or_else(|| self.inherited_origin(stat.stx_ino));
         let origin = origin.ok_or(Errno::IO)?;
         let expected = self.lower.node(origin)?.stored_type() == host_type;
         if !expected || (store.marks(host_type) && marks.origin != Some(origin)) {
@@ -381,7 +383,7 @@ impl Overlay {
     }
 
     /// The node of the lower that a dead worker had copied up to a file of the upper, by its inode.
-    fn told_of(&self, host: u64) -> Option<LowerIno> {
+    fn inherited_origin(&self, host: u64) -> Option<LowerIno> {
         let node = self.state.read().inherited().node_of(host)?.lower()?;
         self.lower.node(node).is_ok().then_some(node)
     }

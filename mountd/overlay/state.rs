@@ -44,9 +44,9 @@ pub(super) struct State {
     created: u64,
     opens: Opens,
     has_shrunk: bool,
-    /// What a successor is told of the nodes, beyond what the upper says.
+    /// State for a successor that the upper does not have.
     journal: Option<Arc<Journal>>,
-    /// What a dead worker told, until its nodes are found.
+    /// A dead worker's state, until its nodes are found.
     inherited: Inherited,
 }
 

@@ -7,8 +7,8 @@
 //! are read that the dead worker had read: the kernel cannot know what is below others.
 //!
 //! A request that the dead worker had read and not answered is answered by its successor. Most can
-//! be done again, or tell by what is there that they were done, since the kernel lets nobody else
-//! at the names meanwhile; the rest is in the request's [`Intent`].
+//! be done again, or the present state shows that they were done, since the kernel blocks other
+//! requests on these names meanwhile; the rest is in the request's [`Intent`].
 
 use cowl_core::tree::FileType;
 use cowl_core::upper::Upper;

@@ -16,12 +16,12 @@ use rustix::mount::{
 };
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
-/// Leaves the caller's mount namespace: from here on paths of the host mean nothing, and
-/// descriptors what they did before. For a process of one thread that has started whatever it has
+/// Leaves the caller's mount namespace: from here on no path leads to the host's files, and
+/// descriptors still do. For a process of one thread that has started whatever it has
 /// to start.
 ///
 /// # Errors
-/// Where the root cannot be left: it is no mount, as after `chroot`, or the first of all, as in an
+/// Where the root cannot be left: it is not a mount point, as after `chroot`, or the first of all, as in an
 /// initial ramdisk. This process then stays where it was.
 pub(crate) fn leave() -> Result<()> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;

@@ -1,4 +1,4 @@
-//! What the monitor is asked for, and what it answers.
+//! Requests to the monitor, and its replies.
 //!
 //! Plain data, without system calls. Callers: the engine (through [`crate::client`]) and the
 //! monitor.

@@ -43,7 +43,7 @@ pub fn repair(store: &Store, deep: bool, from: &[PathBuf]) -> Result<Repaired, I
             failed,
         });
     }
-    store.heal_alone(&before)?;
+    store.repair_from_store(&before)?;
     failed.extend(heal_from_blobs(store, &before.damage)?);
     for from in from {
         let healed = on_own_stack(|| heal_from(store, &before.damage, from));

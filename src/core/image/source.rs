@@ -78,7 +78,7 @@ impl Read for HashedPart<'_> {
     }
 }
 
-/// The error of a layer that was not imported; it tells the archive's limits from the layer's.
+/// The error of a layer that was not imported; it distinguishes limits of the archive from those of a layer.
 pub(super) fn refusal(
     number: usize,
     part: &LayerPart,

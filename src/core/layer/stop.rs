@@ -12,7 +12,7 @@ use rustix::io::{Errno, retry_on_intr};
 pub struct Stop(OwnedFd);
 
 impl Stop {
-    /// One that has not ended anything.
+    /// A stop that was not signalled yet.
     pub fn new() -> io::Result<Self> {
         Ok(Self(eventfd(0, EventfdFlags::CLOEXEC)?))
     }

@@ -20,8 +20,8 @@ use crate::digest::{ChainId, DiffId, ObjectId, Sha256Digest};
 use crate::recipe::Recipe;
 
 impl Store {
-    /// Heals what needs nothing but the store: modes, missing directories, records of layers.
-    pub fn heal_alone(&self, found: &CheckReport) -> Result<(), StoreError> {
+    /// Repairs what needs nothing but the store: modes, missing directories, records of layers.
+    pub fn repair_from_store(&self, found: &CheckReport) -> Result<(), StoreError> {
         self.check_writable()?;
         for problem in &found.problems {
             if let Problem::Mode { path, expected, .. } = problem {

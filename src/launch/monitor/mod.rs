@@ -251,7 +251,7 @@ impl Job {
             poller,
             ..
         } = outcome?;
-        let client_is_gone = tell(client, exited);
+        let client_is_gone = send_exit(client, exited);
         waiting.answer(exited);
         if let Some(after) = after.filter(|after| after.always || client_is_gone) {
             // There is no client to be told if that fails: the next command finds the container as it
@@ -263,8 +263,8 @@ impl Job {
     }
 }
 
-/// Tells the client how the container ended. True if there is no client any more.
-fn tell(client: BorrowedFd<'_>, exited: Exited) -> bool {
+/// Sends the client how the container ended. True if there is no client any more.
+fn send_exit(client: BorrowedFd<'_>, exited: Exited) -> bool {
     if wire::send_event(client, &Event::Exited(exited)).is_err() {
         return true;
     }

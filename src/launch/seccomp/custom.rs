@@ -13,16 +13,16 @@ use super::{
     unmentioned,
 };
 
-/// What becomes of a call.
+/// What happens to a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// It is made.
     Allow,
-    /// It is made, and the kernel's audit log tells of it.
+    /// It is made, and written to the kernel's audit log.
     Log,
     /// It fails with this error, at most 4095.
     Errno(u16),
-    /// A tracer is told, with this number; without one the call fails with ENOSYS.
+    /// A tracer gets this number; without one the call fails with ENOSYS.
     Trace(u16),
     /// SIGSYS.
     Trap,

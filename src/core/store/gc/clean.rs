@@ -172,7 +172,7 @@ impl Store {
         let fan_outs = fan_out_names().map(|name| format!("objects/{name}"));
         let others = ["objects", "layers", "merged", "blobs/sha256"].map(str::to_owned);
         for name in fan_outs.chain(others) {
-            // A missing one is no doubt: its coming would show.
+            // A missing directory is fine: making it would change the stamps.
             if let Some(meta) = self.root.stat(&name)? {
                 youngest = youngest.max(meta.stamp.changed_at());
                 stamps.insert(name, meta.stamp.to_string());
