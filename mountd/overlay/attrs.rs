@@ -205,7 +205,7 @@ impl Overlay {
         }
         let _content = self.lock_content(id);
         let _guard = self.busy.lock(&[id]);
-        // The host drops them itself where it changes an owner, whoever asks.
+        // The host drops them itself where it changes an owner, for privileged callers too.
         if set.kill_priv && set.uid.is_none() && set.gid.is_none() {
             self.drop_privilege(id)?;
         }

@@ -105,7 +105,7 @@ impl Overlay {
     }
 
     /// Writes; short only if a later part fails. `kill_priv`: drop set-id bits first. A capability
-    /// is dropped by the host, whoever writes.
+    /// is dropped by the host, for privileged writers too.
     pub fn write(
         &self,
         id: NodeId,

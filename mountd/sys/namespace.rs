@@ -21,8 +21,8 @@ use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space}
 /// to start.
 ///
 /// # Errors
-/// Where the root cannot be left: it is not a mount point, as after `chroot`, or the first of all, as in an
-/// initial ramdisk. This process then stays where it was.
+/// Where the root cannot be left: it is not a mount point, as after `chroot`, or the first of all,
+/// as in an initial ramdisk. This process then stays where it was.
 pub(crate) fn leave() -> Result<()> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let callers = rustix::fs::open("/proc/self/ns/mnt", flags, Mode::empty())?;

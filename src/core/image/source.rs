@@ -78,7 +78,8 @@ impl Read for HashedPart<'_> {
     }
 }
 
-/// The error of a layer that was not imported; it distinguishes limits of the archive from those of a layer.
+/// The error of a layer that was not imported; it distinguishes limits of the archive from those
+/// of a layer.
 pub(super) fn refusal(
     number: usize,
     part: &LayerPart,

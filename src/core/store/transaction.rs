@@ -233,8 +233,8 @@ impl Store {
 
     /// A place for a small file on its way into another directory of the store.
     ///
-    /// Locking: shares that of `tmp/` until it is dropped. Who waits for the store's lock takes
-    /// that first.
+    /// Locking: shares that of `tmp/` until it is dropped. A caller that waits for the store's lock
+    /// takes that first.
     pub(super) fn temporary(&self) -> Result<Temporary, StoreError> {
         Ok(Temporary {
             dir: self.lock_tmp(FlockOperation::LockShared)?,
