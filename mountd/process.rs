@@ -73,9 +73,10 @@ pub(crate) fn restrict(
     drop_capabilities(effective, permitted).or_fail("cannot give up capabilities")
 }
 
-/// What a worker begins with, in a process forked off the keeper: a session of its own, and all
-/// capabilities that the keeper has left, in effect.
+/// What a worker begins with, in a process forked off the keeper: its own name in the command line,
+/// a session of its own, and all capabilities that the keeper has left, in effect.
 pub(crate) fn begin_worker() -> Result<(), Errno> {
+    sys::command_line::replace_first_argument(c"keeper", c"worker");
     rustix::process::setsid()?;
     regain_capabilities()
 }

@@ -354,6 +354,39 @@ fn the_death_of_a_worker_is_in_the_log_as_user() {
     user(|| the_death_of_a_worker_is_in_the_log());
 }
 
+/// The arguments of the processes of mounts, as `ps` shows them, sorted.
+fn roles_in_ps() -> Vec<String> {
+    let mut roles: Vec<String> = processes()
+        .into_iter()
+        .filter_map(|(_, line)| Some(line.split_once("cowl-mountd ")?.1.trim().to_owned()))
+        .collect();
+    roles.sort();
+    roles
+}
+
+fn ps_tells_a_mount_s_keeper_from_its_worker() {
+    let store = shop("store");
+    let mount = store.mount("shop", "mnt");
+    assert_eq!(roles_in_ps(), ["keeper", "worker"]);
+    let first = pidfd_open(worker(), PidfdFlags::empty()).unwrap();
+    pidfd_send_signal(&first, Signal::KILL).unwrap();
+    assert!(readable(&first, NEVER));
+    // A successor has answered: it has begun.
+    run(program("ls", ["-lR"]).arg(mount.path()));
+    assert_eq!(roles_in_ps(), ["keeper", "worker"]);
+    mount.unmount();
+}
+
+#[test]
+fn ps_tells_a_mount_s_keeper_from_its_worker_as_root() {
+    root(|| ps_tells_a_mount_s_keeper_from_its_worker());
+}
+
+#[test]
+fn ps_tells_a_mount_s_keeper_from_its_worker_as_user() {
+    user(|| ps_tells_a_mount_s_keeper_from_its_worker());
+}
+
 /// A keeper without a worker, and a worker without a keeper, end by themselves.
 #[test]
 fn a_mount_without_its_keeper_never_hangs() {

@@ -2,6 +2,7 @@
 //! this crate.
 
 pub(crate) mod backing;
+pub(crate) mod command_line;
 pub(crate) mod fork;
 pub(crate) mod identity;
 pub(crate) mod lease;

@@ -31,12 +31,14 @@ pub const SYNCFS: u32 = 50;
 /// FUSE_FORGET, FUSE_BATCH_FORGET and FUSE_NOTIFY_REPLY: housekeeping, at any time.
 const HOUSEKEEPING: [u32; 3] = [2, 42, 41];
 
-/// The keepers of images' mounts, and their workers. A worker is forked from its keeper and has the
-/// same command line.
+/// The keepers of images' mounts, and their workers. A worker is forked from its keeper, and has its
+/// command line until it has begun.
 pub fn keepers_and_workers() -> (Vec<Pid>, Vec<Pid>) {
     let all: Vec<Pid> = processes()
         .into_iter()
-        .filter(|(_, line)| line.contains("cowl-mountd keeper"))
+        .filter(|(_, line)| {
+            line.contains("cowl-mountd keeper") || line.contains("cowl-mountd worker")
+        })
         .map(|(pid, _)| pid)
         .collect();
     let parent = |pid: &Pid| {
