@@ -8,7 +8,9 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_s
 
 use cowl_tests::busybox::{Running, containers, shop};
 use cowl_tests::command::{program, run, shell};
-use cowl_tests::profile::{NEVER, directory, processes, readable, root, user, wait_for_lines};
+use cowl_tests::profile::{
+    NEVER, directory, open_process, processes, readable, root, user, wait_for_lines,
+};
 use cowl_tests::requests::{cut_off, keeper, worker};
 use cowl_tests::server::until;
 use cowl_tests::store::Store;
@@ -311,10 +313,8 @@ fn a_container_that_loses_its_worker_fails_as_user() {
 fn kill_all(name: &str) {
     for (pid, line) in processes() {
         if line.contains(name) {
-            let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
-                // Ended since they were listed.
-                Err(Errno::SRCH) => continue,
-                pidfd => pidfd.unwrap(),
+            let Some(pidfd) = open_process(pid) else {
+                continue;
             };
             match pidfd_send_signal(&pidfd, Signal::KILL) {
                 Ok(()) | Err(Errno::SRCH) => assert!(readable(&pidfd, NEVER)),

@@ -17,6 +17,7 @@ pub mod memory;
 pub mod mountinfo;
 pub mod opcode;
 pub mod open;
+pub mod process;
 pub mod signals;
 pub mod socket;
 pub mod stack;

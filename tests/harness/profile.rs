@@ -12,6 +12,7 @@
 use std::any::type_name;
 use std::fs::{self, File, Permissions};
 use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::command::{binary, docker_py, fixture};
@@ -112,12 +114,19 @@ fn inner<F: FnOnce()>(body: F) {
 /// those that served a mount, which have files of other mounts open.
 pub fn await_processes() {
     for (pid, line) in processes() {
-        let what = || format!("process left behind: {pid} {line}");
-        match pidfd_open(pid, PidfdFlags::empty()) {
-            Ok(pidfd) => assert!(readable(&pidfd, NEVER), "{}", what()),
-            Err(rustix::io::Errno::SRCH) => {}
-            Err(error) => panic!("{}: {error}", what()),
+        if let Some(pidfd) = open_process(pid) {
+            assert!(readable(&pidfd, NEVER), "process left behind: {pid} {line}");
         }
+    }
+}
+
+/// A pidfd; `None` if the process has ended. Linux 6.1 says EINVAL then, if its number still names
+/// a session.
+pub fn open_process(pid: Pid) -> Option<OwnedFd> {
+    match pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(pidfd) => Some(pidfd),
+        Err(Errno::SRCH | Errno::INVAL) => None,
+        Err(error) => panic!("pidfd_open of {pid}: {error}"),
     }
 }
 
@@ -178,7 +187,7 @@ pub fn readable(descriptor: impl std::os::fd::AsFd, limit: Duration) -> bool {
         match poll(&mut descriptors, Some(&timeout)) {
             Ok(0) => return false,
             Ok(_) => return true,
-            Err(rustix::io::Errno::INTR) => {}
+            Err(Errno::INTR) => {}
             Err(error) => panic!("poll: {error}"),
         }
     }

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, major, minor, stat};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::Pid;
 
 /// A timeout that means never: a process that has not ended or attached by then hangs.
 pub(crate) const NEVER: Duration = Duration::from_mins(2);
@@ -96,11 +96,7 @@ fn is_wire(target: &Path) -> bool {
 
 /// A pidfd, readable when the process has ended; None if it already has.
 pub(crate) fn end_of(pid: Pid) -> Result<Option<OwnedFd>> {
-    match pidfd_open(pid, PidfdFlags::empty()) {
-        Ok(pidfd) => Ok(Some(pidfd)),
-        Err(Errno::SRCH) => Ok(None),
-        Err(error) => Err(error).context("pidfd_open"),
-    }
+    cowl_sys::process::open(pid).context("pidfd_open")
 }
 
 /// Waits for the end of a process.

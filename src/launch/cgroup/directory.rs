@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags, Timespec};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, Signal, pidfd_send_signal};
 
 /// How long [`Directory::remove`] waits for processes to end after SIGKILL. One in an
 /// uninterruptible wait may never end.
@@ -158,9 +158,8 @@ fn kill_all(path: &Path) -> io::Result<bool> {
             continue;
         };
         // Look the pid up again after opening it: it may have been reused since the file was read.
-        let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
-            Err(Errno::SRCH) => continue,
-            other => other?,
+        let Some(pidfd) = cowl_sys::process::open(pid)? else {
+            continue;
         };
         if read(&path.join("cgroup.procs"))?
             .lines()

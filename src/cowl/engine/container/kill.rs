@@ -9,7 +9,7 @@ use cowl_launch::identity::Identity;
 use cowl_launch::status;
 use rustix::event::poll;
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, Signal, pidfd_send_signal};
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
@@ -90,11 +90,7 @@ fn open_process(pid: i32) -> Result<Option<OwnedFd>> {
     let Some(pid) = Pid::from_raw(pid) else {
         return Ok(None);
     };
-    match pidfd_open(pid, PidfdFlags::empty()) {
-        Ok(pidfd) => Ok(Some(pidfd)),
-        Err(Errno::SRCH | Errno::INVAL) => Ok(None),
-        Err(errno) => Err(errno.into()),
-    }
+    Ok(cowl_sys::process::open(pid)?)
 }
 
 fn send_kill(pidfd: &OwnedFd) -> Result<()> {
