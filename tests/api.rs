@@ -80,10 +80,7 @@ fn docker_manages_images() {
     let expected = format!("Untagged: plain:2\nDeleted: {id}Deleted: {layer}");
     assert_eq!(removed, expected);
     let missing = server.run(["rmi", "plain:2"]).refused(1);
-    assert!(
-        missing.starts_with("Error response from daemon: No such image: plain:2"),
-        "{missing}"
-    );
+    assert!(missing.contains("No such image: plain:2"), "{missing}");
     let pulled = server.run(["pull", "plain:2"]).refused(1);
     assert!(pulled.contains("pull access denied"), "{pulled}");
 }
@@ -113,7 +110,11 @@ fn docker_manages_volumes() {
     assert_eq!(anonymous.trim().len(), 64);
     assert_eq!(server.ok(["volume", "rm", "notes"]), "notes\n");
     assert_eq!(store.ok(["volume", "ls", "-q"]), anonymous);
+    // Docker 20.10 has words of its own for a 404.
     let missing = server.run(["volume", "rm", "notes"]).refused(1);
+    let missing = missing.to_lowercase();
+    assert!(missing.contains("no such volume"), "{missing}");
+    let missing = server.request("DELETE /v1.51/volumes/notes", "");
     assert!(missing.contains("get notes: no such volume"), "{missing}");
 }
 

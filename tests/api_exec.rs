@@ -67,8 +67,10 @@ fn docker_exec_it_has_a_terminal_of_its_own() {
         server.ok(["run", "-di", "--name", "web", "shop", "cat"]);
         let mut docker = server.docker(["exec", "-it", "--privileged", "web", "sh"]);
         let mut terminal = InTerminal::start(&mut docker, 30, 100);
-        terminal.send(b"stty size; grep CapEff /proc/self/status; echo\n");
-        terminal.expect("30 100\r\n");
+        // Docker 20.10 sets the size when the program already runs.
+        terminal.send(b"until stty size | grep -x '30 100'; do :; done 2>/dev/null\n");
+        terminal.expect("\n30 100\r\n");
+        terminal.send(b"grep CapEff /proc/self/status; echo\n");
         // All that the server has.
         let own = std::fs::read_to_string("/proc/self/status").unwrap();
         let own = own.lines().find(|line| line.starts_with("CapPrm")).unwrap();
@@ -184,6 +186,24 @@ fn attach_and_exec_start_without_an_upgrade_get_a_200_and_raw_bytes() {
         assert_eq!(frame(&mut client), (1, b"got one\n".to_vec()));
         client.write_all(b"two\n").unwrap();
         assert_eq!(streams(client), ["", "", "two\n"]);
+    });
+}
+
+#[test]
+fn exec_starts_with_the_console_size_of_its_creation() {
+    root(|| {
+        let store = shop("store");
+        let server = Server::start(&store);
+        server.ok(["run", "-di", "--name", "web", "shop", "cat"]);
+        let asked = "{\"Cmd\": [\"stty\", \"size\"], \"Tty\": true, \"AttachStdout\": true, \"ConsoleSize\": [40, 120]}";
+        let exec = server.create_exec("web", asked);
+        let lines = "Connection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: 2\r\n";
+        let (_head, mut client) =
+            server.open(&format!("POST /v1.51/exec/{exec}/start"), lines, "{}");
+        let mut output = String::new();
+        client.read_to_string(&mut output).unwrap();
+        assert_eq!(output, "40 120\r\n");
+        server.ok(["rm", "-f", "web"]);
     });
 }
 

@@ -80,8 +80,9 @@ fn docker_run_it_has_a_terminal_and_detaches_by_its_keys() {
         let server = Server::start(&store);
         let mut docker = server.docker(["run", "-it", "--name", "it", "shop", "sh"]);
         let mut terminal = InTerminal::start(&mut docker, 31, 97);
-        terminal.send(b"stty size; tty\n");
-        terminal.expect("31 97\r\n");
+        // Docker 20.10 sets the size when the program already runs.
+        terminal.send(b"until stty size | grep -x '31 97'; do :; done 2>/dev/null; tty\n");
+        terminal.expect("\n31 97\r\n");
         terminal.expect("/dev/pts/0\r\n");
         terminal.send(b"\x10\x11");
         terminal.end();

@@ -31,13 +31,16 @@ impl Doors {
         own
     }
 
-    /// Both clients refuse these flags with the same exit code and reason.
+    /// Both clients refuse these flags with the same exit code and reason; an older Docker in its
+    /// own words.
     #[track_caller]
     pub(crate) fn refused(&self, flags: &[&str], why: &str) {
         let arguments = [&["create"], flags, &["shop", "true"]].concat();
         let docker = self.server.run(&arguments);
         assert_ne!(docker.code(), 0, "{docker}");
-        assert!(docker.stderr.contains(why), "docker: {docker}");
+        if Server::has_current_docker() {
+            assert!(docker.stderr.contains(why), "docker: {docker}");
+        }
         let own = self.store.run(&arguments).refused(docker.code());
         assert!(own.contains(why), "cowl: {own}");
     }
