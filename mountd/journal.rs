@@ -5,14 +5,22 @@
 //!
 //! ```text
 //!   0      512       +1024 slots   +2^24 nodes   +2^26 counts   +2^24 listings
-//!   +------+---------+-------------+-------------+--------------+---------------------------+
-//!   | head | slots,  | nodes,      | lookups of  | listings,    | requests, 1 MiB and       |
-//!   |      | 8 words | 8 words     | lower nodes | 2 words      | 64 KiB each               |
-//!   +------+---------+-------------+-------------+--------------+---------------------------+
+//!   +------+---------+-------------+-------------+--------------+---
+//!   | head | slots,  | nodes,      | lookups of  | listings,    |
+//!   |      | 8 words | 8 words     | lower nodes | 2 words      |
+//!   +------+---------+-------------+-------------+--------------+---
+//!            +2^20 open files   +2^20 backing ids
+//!   ---+----------------------+-------------------+-----------------------------+
+//!      | open files, 8 words  | backing ids,      | requests, 1 MiB and 64 KiB  |
+//!      |                      | 8 words           | each                        |
+//!   ---+----------------------+-------------------+-----------------------------+
 //!   head      magic, what INIT agreed (0: nothing), ids given to new nodes, whether a table ran
-//!             over, whether the worker died by itself, entries of nodes ever used, listings
+//!             over, whether the worker died by itself, listings, the last handle and the last
+//!             backing id given, entries ever used of nodes, open files and backing ids
 //!   slot      intent (0: none), its two numbers, deaths
 //!   node      id (0: free), then what `overlay::record` says
+//!   open      handle (0: free), then what `overlay::opens` says
+//!   backing   id (0: free), then what `fuse::backing` says
 //!   lookups   16 bits a node, saturated at the greatest
 //!   listing   directory of a plain lower, and how many new nodes it gave (32 bits each); a digest
 //!             of its names and their nodes
@@ -25,6 +33,7 @@
 //! kernel, with what the worker intended.
 
 mod slot;
+mod table;
 
 use std::cell::Cell;
 use std::fs::File;
@@ -35,21 +44,28 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
-use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, fallocate};
+use rustix::fs::{MemfdFlags, SealFlags};
 
 use crate::sys::shared::SharedWords;
 
 pub(crate) use slot::{LONGEST_REQUEST, MAPPED, Slot};
+pub(crate) use table::{ENTRY, Table};
 
-const MAGIC: u64 = u64::from_ne_bytes(*b"COWLJRN3");
+use table::Used;
+
+const MAGIC: u64 = u64::from_ne_bytes(*b"COWLJRN4");
 const NAME: &str = "cowl-journal";
 
 const AGREED: usize = 1;
 const CREATED: usize = 2;
 const OVERRUN: usize = 3;
 const CRASHED: usize = 4;
-const END: usize = 5;
-const LISTED: usize = 6;
+const LISTED: usize = 5;
+const LAST_HANDLE: usize = 6;
+const LAST_BACKING_ID: usize = 7;
+const NODES_END: usize = 8;
+const OPENS_END: usize = 9;
+const BACKING_IDS_END: usize = 10;
 /// A page, so that chunks of nodes are pages.
 const HEAD: usize = 512;
 
@@ -60,27 +76,26 @@ const SLOT: usize = 8;
 const INTENT: usize = 0;
 const DEATHS: usize = 3;
 
-/// Words of a node.
-pub(crate) const NODE: usize = 8;
 const NODES: usize = 1 << 24;
 const FIRST_NODE: usize = HEAD + SLOTS * SLOT;
-
-/// Entries of nodes in 4 KiB, which are freed together.
-const NODES_PER_CHUNK: usize = u64::BITS as usize;
-/// Chunks without an entry in use that are kept: freeing takes a system call each.
-const EMPTY_CHUNKS: usize = 64;
 
 /// Nodes of the lower whose lookups are counted, four of them in a word.
 const COUNTED: usize = 1 << 26;
 const PER_WORD: usize = 4;
-const FIRST_COUNT: usize = FIRST_NODE + NODES * NODE;
+const FIRST_COUNT: usize = FIRST_NODE + NODES * ENTRY;
 
 /// Words of a listing.
 const LISTING: usize = 2;
 const LISTINGS: usize = 1 << 24;
 const FIRST_LISTING: usize = FIRST_COUNT + COUNTED / PER_WORD;
 
-const WORDS: NonZeroUsize = NonZeroUsize::new(FIRST_LISTING + LISTINGS * LISTING).unwrap();
+const OPENS: usize = 1 << 20;
+const FIRST_OPEN: usize = FIRST_LISTING + LISTINGS * LISTING;
+
+const BACKING_IDS: usize = 1 << 20;
+const FIRST_BACKING_ID: usize = FIRST_OPEN + OPENS * ENTRY;
+
+const WORDS: NonZeroUsize = NonZeroUsize::new(FIRST_BACKING_ID + BACKING_IDS * ENTRY).unwrap();
 /// Requests begin at pages, also where those have 64 KiB.
 const PAGE: usize = 64 << 10;
 const FIRST_REQUEST: usize = (WORDS.get() * size_of::<u64>()).next_multiple_of(PAGE);
@@ -139,6 +154,8 @@ pub(crate) enum Intent {
     Unnamed { number: u64 },
     /// An attribute is set or removed that was there before, or was not.
     Xattr { existed: bool },
+    /// A file is opened in passthrough, with this handle.
+    Open { handle: u64 },
 }
 
 impl Intent {
@@ -149,6 +166,7 @@ impl Intent {
             Self::Exchange { from, to } => [3, from, to],
             Self::Unnamed { number } => [4, number, 0],
             Self::Xattr { existed } => [5, existed.into(), 0],
+            Self::Open { handle } => [6, handle, 0],
         }
     }
 
@@ -166,6 +184,7 @@ impl Intent {
             },
             4 => Self::Unnamed { number: one },
             5 => Self::Xattr { existed: one != 0 },
+            6 => Self::Open { handle: one },
             _ => return None,
         })
     }
@@ -188,71 +207,8 @@ pub(crate) struct Journal {
     words: SharedWords,
     /// Slots that no thread has.
     idle: Mutex<Vec<usize>>,
-    nodes: Mutex<Entries>,
+    used: Used,
     is_inherited: bool,
-}
-
-/// Which entries of the table of nodes are in use.
-#[derive(Debug, Default)]
-struct Entries {
-    /// A bit an entry.
-    chunks: Vec<u64>,
-    /// No chunk before this one has a free entry.
-    first_free: usize,
-    /// Chunks that have memory and no entry in use.
-    empty: Vec<usize>,
-}
-
-impl Entries {
-    fn take(&mut self, number: u32) {
-        let (chunk, bit) = chunk_of(number);
-        if chunk >= self.chunks.len() {
-            self.chunks.resize(chunk + 1, 0);
-        }
-        if let Some(used) = self.chunks.get_mut(chunk) {
-            *used |= bit;
-        }
-    }
-
-    /// A free entry, which is in use then.
-    fn take_free(&mut self) -> Option<u32> {
-        let rest = self.chunks.iter().skip(self.first_free);
-        let full = rest.take_while(|used| **used == u64::MAX).count();
-        self.first_free += full;
-        let used = self.chunks.get(self.first_free).copied().unwrap_or(0);
-        let first = u32::try_from(self.first_free * NODES_PER_CHUNK).ok()?;
-        let number = first + used.trailing_ones();
-        entry_of_node(number)?;
-        self.take(number);
-        Some(number)
-    }
-
-    /// Frees an entry. The chunks whose memory is to be given back, if there are enough.
-    fn give_back(&mut self, number: u32) -> Vec<usize> {
-        let (chunk, bit) = chunk_of(number);
-        let Some(used) = self.chunks.get_mut(chunk) else {
-            return Vec::new();
-        };
-        *used &= !bit;
-        self.first_free = self.first_free.min(chunk);
-        if *used == 0 {
-            self.empty.push(chunk);
-        }
-        if self.empty.len() < EMPTY_CHUNKS {
-            return Vec::new();
-        }
-        let mut empty = std::mem::take(&mut self.empty);
-        empty.retain(|chunk| self.chunks.get(*chunk) == Some(&0));
-        empty.sort_unstable();
-        empty.dedup();
-        empty
-    }
-}
-
-/// The chunk of an entry, and its bit there.
-fn chunk_of(number: u32) -> (usize, u64) {
-    let chunk = number as usize / NODES_PER_CHUNK;
-    (chunk, 1 << (number % u64::BITS))
 }
 
 impl Journal {
@@ -268,7 +224,7 @@ impl Journal {
             is_inherited: false,
             words: SharedWords::map(memory, WORDS)?,
             idle: Mutex::new((0..SLOTS).rev().collect()),
-            nodes: Mutex::default(),
+            used: Used::default(),
         };
         if journal.get(0) != MAGIC {
             return Err(io::ErrorKind::InvalidData.into());
@@ -317,6 +273,24 @@ impl Journal {
         self.set(CREATED, created);
     }
 
+    /// The last handle given to an open file.
+    pub(crate) fn last_handle(&self) -> u64 {
+        self.get(LAST_HANDLE)
+    }
+
+    pub(crate) fn set_last_handle(&self, handle: u64) {
+        self.set(LAST_HANDLE, handle);
+    }
+
+    /// The last backing id that the kernel gave; 0: none.
+    pub(crate) fn last_backing_id(&self) -> u32 {
+        u32::try_from(self.get(LAST_BACKING_ID)).unwrap_or(0)
+    }
+
+    pub(crate) fn set_last_backing_id(&self, id: u32) {
+        self.set(LAST_BACKING_ID, id.into());
+    }
+
     /// Notes what the request that this thread answers is about to do.
     pub(crate) fn intend(&self, intent: Intent) {
         let Some(slot) = CURRENT.get() else { return };
@@ -337,46 +311,6 @@ impl Journal {
     pub(crate) fn intents(&self) -> Vec<Intent> {
         let slots = 0..SLOTS;
         slots.filter_map(|slot| self.intent_of(slot)).collect()
-    }
-
-    /// Entries of nodes that dead workers left, with their numbers. They stay in use.
-    pub(crate) fn inherited_nodes(&self) -> Vec<(u32, [u64; NODE])> {
-        let mut nodes = self.nodes.lock();
-        let mut inherited = Vec::new();
-        for number in 0..u32::try_from(self.get(END)).unwrap_or(0) {
-            let Some(start) = entry_of_node(number) else {
-                break;
-            };
-            if self.get(start) != 0 {
-                nodes.take(number);
-                inherited.push((number, std::array::from_fn(|word| self.get(start + word))));
-            }
-        }
-        inherited
-    }
-
-    /// Writes a node's words to its entry, or to a new one. None: there are no more.
-    pub(crate) fn write_node(&self, entry: Option<u32>, words: &[u64; NODE]) -> Option<u32> {
-        let number = entry.or_else(|| self.new_entry())?;
-        let start = entry_of_node(number)?;
-        // The flags say what the rest means, and the id that there is something.
-        for offset in [7, 6, 5, 4, 2, 1, 3, 0] {
-            self.set(start + offset, words.get(offset).copied().unwrap_or(0));
-        }
-        Some(number)
-    }
-
-    fn new_entry(&self) -> Option<u32> {
-        let mut nodes = self.nodes.lock();
-        let Some(number) = nodes.take_free() else {
-            self.overrun();
-            return None;
-        };
-        let end = u64::from(number) + 1;
-        if end > self.get(END) {
-            self.set(END, end);
-        }
-        Some(number)
     }
 
     fn overrun(&self) {
@@ -414,13 +348,6 @@ impl Journal {
             })
     }
 
-    /// Changes one word of a node's entry, but for the first.
-    pub(crate) fn set_node_word(&self, entry: u32, word: usize, value: u64) {
-        if let Some(start) = entry_of_node(entry) {
-            self.set(start + word, value);
-        }
-    }
-
     /// Updates the lookup count of a lower node, if it is counted here.
     pub(crate) fn update_lookups(&self, node: u32, change: impl Fn(u16) -> u16) {
         let Some((word, shift)) = self.count_of(node) else {
@@ -444,31 +371,6 @@ impl Journal {
         let word = self.word(FIRST_COUNT + number / PER_WORD)?;
         Some((word, node % 4 * 16))
     }
-
-    /// Frees a node's entry.
-    pub(crate) fn clear_node(&self, entry: u32) {
-        if let Some(start) = entry_of_node(entry) {
-            self.set(start, 0);
-            // Under the lock: no entry of a chunk is given out while it is freed.
-            let mut nodes = self.nodes.lock();
-            for chunk in nodes.give_back(entry) {
-                self.free_chunk(chunk);
-            }
-        }
-    }
-
-    /// Gives a chunk's memory back. Its words are 0 then, as they are of free entries.
-    fn free_chunk(&self, chunk: usize) {
-        let words = FIRST_NODE + chunk * NODES_PER_CHUNK * NODE;
-        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        let (start, length) = (
-            words * size_of::<u64>(),
-            NODES_PER_CHUNK * NODE * size_of::<u64>(),
-        );
-        if let Err(error) = fallocate(&self.memory, flags, start as u64, length as u64) {
-            tracing::warn!(%error, "the journal keeps memory that it does not need");
-        }
-    }
 }
 
 fn lane(counts: u64, shift: u32) -> u16 {
@@ -478,11 +380,6 @@ fn lane(counts: u64, shift: u32) -> u16 {
 
 fn entry_of_slot(number: usize) -> usize {
     HEAD + number * SLOT
-}
-
-fn entry_of_node(number: u32) -> Option<usize> {
-    let number = usize::try_from(number).ok()?;
-    (number < NODES).then_some(FIRST_NODE + number * NODE)
 }
 
 fn entry_of_listing(number: u64) -> Option<usize> {

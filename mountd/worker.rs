@@ -169,7 +169,10 @@ fn prepare(socket: BorrowedFd<'_>) -> Result<Mount, MountFailed> {
         acls: true,
     };
     let connection = connect(device, wanted, journal.as_deref())?;
-    if io_mode == IoMode::Passthrough {
+    let inherits = journal
+        .as_ref()
+        .is_some_and(|journal| journal.is_inherited());
+    if io_mode == IoMode::Passthrough && !inherits {
         let work = upper.as_ref().map(|dirs| dirs.work.as_fd());
         try_backing(&connection, &tree, objects.as_fd(), work)
             .or_fail("io=passthrough: the kernel takes no files of this host")?;
@@ -193,8 +196,8 @@ fn prepare(socket: BorrowedFd<'_>) -> Result<Mount, MountFailed> {
         what: error.to_string(),
         errno: 0,
     })?;
-    if let (Some(journal), Some(agreed)) = (&journal, connection.agreed().to_word()) {
-        journal.set_agreed(agreed);
+    if let Some(journal) = &journal {
+        journal.set_agreed(connection.agreed().to_word());
     }
     Ok(Mount {
         connection,

@@ -133,8 +133,8 @@ fn prepare(parts: Parts) -> Result<Serving, MountFailed> {
         Some(journal) if journal.is_inherited() => process::restrict(needed, needed)?,
         _ => process::confine(needed, needed)?,
     }
-    if let (Some(journal), Some(agreed)) = (&journal, connection.agreed().to_word()) {
-        journal.set_agreed(agreed);
+    if let Some(journal) = &journal {
+        journal.set_agreed(connection.agreed().to_word());
     }
     Ok(Serving {
         connection,

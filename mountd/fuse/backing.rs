@@ -6,9 +6,20 @@
 //! first beyond [`MAX_IDLE`], or when their node is forgotten or its content moved to the other
 //! side.
 //!
+//! A worker's successor finds the ids in the journal, an entry each:
+//!
+//! ```text
+//!   0    1      2
+//!  +----+------+-------------------------+
+//!  | id | node | 0: lower, 1: upper file |
+//!  +----+------+-------------------------+
+//! ```
+//! An entry is written before the kernel is told of its id in an answer, and freed after the id is
+//! closed. So an id without one, whose registration a kill cut off, is in nobody's use.
+//!
 //! Lock: `table`, a leaf, never held over a system call.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -19,6 +30,7 @@ use parking_lot::Mutex;
 use rustix::io::Errno;
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
+use crate::journal::{ENTRY, Journal, Table as JournalTable};
 use crate::lru::Lru;
 use crate::overlay::{NodeId, Side};
 use crate::sys;
@@ -27,11 +39,17 @@ use crate::sys;
 /// system calls.
 const MAX_IDLE: usize = 2048;
 
+/// The kernel numbers ids one after another (`fuse_backing_id_alloc` in fs/fuse/passthrough.c,
+/// since Linux 6.18 backing.c). So many around the last one that was written down may have been
+/// registered by threads that were killed before they wrote theirs.
+const RECENT: u32 = 1024;
+
 /// The ids of a connection.
 #[derive(Debug)]
 pub(super) struct BackingIds {
     registrar: Registrar,
     table: Mutex<Table>,
+    journal: Option<Arc<Journal>>,
 }
 
 #[derive(Debug)]
@@ -45,6 +63,8 @@ struct Table {
 struct Id {
     number: u32,
     side: Side,
+    /// Its entry in the journal, if there is one.
+    entry: Option<u32>,
 }
 
 #[derive(Debug)]
@@ -56,12 +76,48 @@ struct OpenId {
 }
 
 impl BackingIds {
-    /// None yet.
-    pub(super) fn new() -> io::Result<Self> {
-        Ok(Self {
+    /// None yet, or those of dead workers that `journal` has. `opens`: how often each node is open
+    /// in passthrough. Other ids of dead workers are closed.
+    pub(super) fn new(
+        device: BorrowedFd<'_>,
+        journal: Option<Arc<Journal>>,
+        opens: &HashMap<NodeId, u32>,
+    ) -> io::Result<Self> {
+        let ids = Self {
             registrar: Registrar::new()?,
             table: Mutex::new(Table::new()),
-        })
+            journal,
+        };
+        if let Some(journal) = &ids.journal {
+            ids.take_over(device, journal, opens);
+        }
+        Ok(ids)
+    }
+
+    fn take_over(&self, device: BorrowedFd<'_>, journal: &Journal, opens: &HashMap<NodeId, u32>) {
+        let mut table = self.table.lock();
+        let mut idle = Vec::new();
+        for (entry, words) in journal.inherited(JournalTable::BackingIds) {
+            let Some((node, id)) = read(entry, words) else {
+                continue;
+            };
+            match opens.get(&node) {
+                Some(opens) => table.inherit(node, id, *opens),
+                None => idle.push(id),
+            }
+        }
+        let kept = table.numbers();
+        drop(table);
+        self.close_all(device, idle);
+        let last = journal.last_backing_id();
+        if last == 0 {
+            return;
+        }
+        for number in last.saturating_sub(RECENT).max(1)..=last.saturating_add(RECENT) {
+            if !kept.contains(&number) {
+                close_if_any(device, number);
+            }
+        }
     }
 
     /// The id for one more open of `node`, whose content is on `side`, in the file that `open`
@@ -76,32 +132,54 @@ impl BackingIds {
         side: Side,
     ) -> io::Result<u32> {
         let (known, stale) = self.table.lock().reuse(node, side)?;
-        close_all(device, stale);
+        self.close_all(device, stale);
         if let Some(id) = known {
             return Ok(id);
         }
-        let id = self.registrar.register(device, &*open()?)?;
-        let (used, surplus) = self.table.lock().insert(node, side, id)?;
-        close_all(device, surplus);
+        let number = self.registrar.register(device, &*open()?)?;
+        let (used, surplus) = {
+            let mut table = self.table.lock();
+            // Before another thread can answer with this id.
+            table.insert(node, side, number, || self.note(node, side, number))?
+        };
+        self.close_all(device, surplus);
         Ok(used)
+    }
+
+    /// Writes an id down for a successor; its entry.
+    fn note(&self, node: NodeId, side: Side, number: u32) -> Option<u32> {
+        let journal = self.journal.as_ref()?;
+        journal.set_last_backing_id(number);
+        journal.write(JournalTable::BackingIds, None, &words(node, side, number))
     }
 
     /// Undoes one [`acquire`](Self::acquire).
     pub(super) fn release(&self, device: BorrowedFd<'_>, node: NodeId) {
         let evicted = self.table.lock().release(node);
-        close_all(device, evicted);
+        self.close_all(device, evicted);
     }
 
     /// Closes the id of `node` if the node is not open.
     pub(super) fn drop_idle(&self, device: BorrowedFd<'_>, node: NodeId) {
-        let dropped = self.table.lock().idle.remove(node).map(|id| id.number);
-        close_all(device, dropped);
+        let dropped = self.table.lock().idle.remove(node);
+        self.close_all(device, dropped);
     }
 
     /// The kernel forgot `node`: an idle id would only keep its file from being freed.
     pub(super) fn forget(&self, device: BorrowedFd<'_>, node: NodeId) {
         let dropped = self.table.lock().forget(node);
-        close_all(device, dropped);
+        self.close_all(device, dropped);
+    }
+
+    fn close_all(&self, device: BorrowedFd<'_>, ids: impl IntoIterator<Item = Id>) {
+        for id in ids {
+            if let Err(error) = sys::backing::close(device, id.number) {
+                tracing::warn!(id = id.number, %error, "a backing id could not be closed");
+            }
+            if let (Some(journal), Some(entry)) = (&self.journal, id.entry) {
+                journal.clear(JournalTable::BackingIds, entry);
+            }
+        }
     }
 }
 
@@ -114,7 +192,7 @@ impl Table {
     }
 
     /// Counts an open on the id that `node` has for `side`, if any; and an id that became useless.
-    fn reuse(&mut self, node: NodeId, side: Side) -> io::Result<(Option<u32>, Option<u32>)> {
+    fn reuse(&mut self, node: NodeId, side: Side) -> io::Result<(Option<u32>, Option<Id>)> {
         if let Some(open) = self.open.get_mut(&node) {
             if open.id.side != side {
                 // The overlay answers ESTALE before it comes to this; the kernel would refuse the
@@ -130,20 +208,45 @@ impl Table {
                 self.enter(node, id);
                 Ok((Some(id.number), None))
             }
-            stale => Ok((None, stale.map(|id| id.number))),
+            stale => Ok((None, stale)),
         }
     }
 
-    /// Enters a fresh id with one open, unless another thread was faster: then its id is used, and
-    /// ours given back.
-    fn insert(&mut self, node: NodeId, side: Side, number: u32) -> io::Result<(u32, Option<u32>)> {
-        match self.reuse(node, side)? {
-            (Some(theirs), _) => Ok((theirs, Some(number))),
-            (None, stale) => {
-                self.enter(node, Id { number, side });
-                Ok((number, stale))
-            }
+    /// Enters a fresh id with one open and the entry that `note` gives it, unless another thread
+    /// was faster: then its id is used, and ours given back.
+    fn insert(
+        &mut self,
+        node: NodeId,
+        side: Side,
+        number: u32,
+        note: impl FnOnce() -> Option<u32>,
+    ) -> io::Result<(u32, Option<Id>)> {
+        let (theirs, stale) = self.reuse(node, side)?;
+        let id = |entry| Id {
+            number,
+            side,
+            entry,
+        };
+        if let Some(theirs) = theirs {
+            return Ok((theirs, Some(id(None))));
         }
+        self.enter(node, id(note()));
+        Ok((number, stale))
+    }
+
+    /// Enters an id that a dead worker's opens have. The kernel may have forgotten the node since.
+    fn inherit(&mut self, node: NodeId, id: Id, opens: u32) {
+        let open = OpenId {
+            id,
+            opens,
+            forgotten: true,
+        };
+        self.open.insert(node, open);
+    }
+
+    /// Of all ids of open nodes.
+    fn numbers(&self) -> HashSet<u32> {
+        self.open.values().map(|open| open.id.number).collect()
     }
 
     fn enter(&mut self, node: NodeId, id: Id) {
@@ -156,7 +259,7 @@ impl Table {
     }
 
     /// Gives back an id that has to go for the one that became idle.
-    fn release(&mut self, node: NodeId) -> Option<u32> {
+    fn release(&mut self, node: NodeId) -> Option<Id> {
         // Not open here: this open went another way.
         let open = self.open.get_mut(&node)?;
         open.opens -= 1;
@@ -165,23 +268,47 @@ impl Table {
         }
         let OpenId { id, forgotten, .. } = self.open.remove(&node)?;
         if forgotten {
-            return Some(id.number);
+            return Some(id);
         }
-        self.idle.insert(node, id).map(|oldest| oldest.number)
+        self.idle.insert(node, id)
     }
 
-    fn forget(&mut self, node: NodeId) -> Option<u32> {
+    fn forget(&mut self, node: NodeId) -> Option<Id> {
         if let Some(open) = self.open.get_mut(&node) {
             open.forgotten = true;
         }
-        self.idle.remove(node).map(|id| id.number)
+        self.idle.remove(node)
     }
 }
 
-fn close_all(device: BorrowedFd<'_>, ids: impl IntoIterator<Item = u32>) {
-    for id in ids {
-        if let Err(error) = sys::backing::close(device, id) {
-            tracing::warn!(id, %error, "a backing id could not be closed");
+fn words(node: NodeId, side: Side, number: u32) -> [u64; ENTRY] {
+    let side = match side {
+        Side::Lower => 0,
+        Side::Upper => 1,
+    };
+    [number.into(), node.0, side, 0, 0, 0, 0, 0]
+}
+
+fn read(entry: u32, words: [u64; ENTRY]) -> Option<(NodeId, Id)> {
+    let [number, node, side, ..] = words;
+    let id = Id {
+        number: u32::try_from(number).ok()?,
+        side: match side {
+            0 => Side::Lower,
+            1 => Side::Upper,
+            _ => return None,
+        },
+        entry: Some(entry),
+    };
+    Some((NodeId(node), id))
+}
+
+fn close_if_any(device: BorrowedFd<'_>, number: u32) {
+    match sys::backing::close(device, number) {
+        Ok(()) => {}
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+        Err(error) => {
+            tracing::warn!(id = number, %error, "a dead worker's backing id could not be closed");
         }
     }
 }
@@ -226,11 +353,23 @@ mod tests {
 
     const NODE: NodeId = NodeId(7);
 
+    fn id(number: u32, side: Side) -> Id {
+        let entry = None;
+        Id {
+            number,
+            side,
+            entry,
+        }
+    }
+
     #[test]
     fn opens_of_a_node_share_one_id() {
         let mut table = Table::new();
         assert_eq!(table.reuse(NODE, Side::Lower).unwrap(), (None, None));
-        assert_eq!(table.insert(NODE, Side::Lower, 1).unwrap(), (1, None));
+        assert_eq!(
+            table.insert(NODE, Side::Lower, 1, || None).unwrap(),
+            (1, None)
+        );
         assert_eq!(table.reuse(NODE, Side::Lower).unwrap(), (Some(1), None));
         assert_eq!(table.release(NODE), None);
         assert_eq!(table.release(NODE), None);
@@ -241,21 +380,27 @@ mod tests {
     #[test]
     fn insert_returns_a_second_id_of_a_node() {
         let mut table = Table::new();
-        table.insert(NODE, Side::Upper, 1).unwrap();
-        assert_eq!(table.insert(NODE, Side::Upper, 2).unwrap(), (1, Some(2)));
+        table.insert(NODE, Side::Upper, 1, || None).unwrap();
+        assert_eq!(
+            table.insert(NODE, Side::Upper, 2, || None).unwrap(),
+            (1, Some(id(2, Side::Upper)))
+        );
         assert_eq!(table.open[&NODE].opens, 2);
     }
 
     #[test]
     fn id_of_the_other_side_is_closed_once_idle() {
         let mut table = Table::new();
-        table.insert(NODE, Side::Lower, 1).unwrap();
+        table.insert(NODE, Side::Lower, 1, || None).unwrap();
         assert_eq!(
             table.reuse(NODE, Side::Upper).unwrap_err().raw_os_error(),
             Some(libc::EIO)
         );
         table.release(NODE);
-        assert_eq!(table.reuse(NODE, Side::Upper).unwrap(), (None, Some(1)));
+        assert_eq!(
+            table.reuse(NODE, Side::Upper).unwrap(),
+            (None, Some(id(1, Side::Lower)))
+        );
         assert_eq!((table.open.len(), table.idle.len()), (0, 0));
     }
 
@@ -264,26 +409,42 @@ mod tests {
         let mut table = Table::new();
         for node in 0..u32::try_from(MAX_IDLE).unwrap() + 2 {
             table
-                .insert(NodeId(node.into()), Side::Lower, node)
+                .insert(NodeId(node.into()), Side::Lower, node, || None)
                 .unwrap();
         }
         let evicted: Vec<u32> = (0..MAX_IDLE + 2)
             .filter_map(|node| table.release(NodeId(node.try_into().unwrap())))
+            .map(|id| id.number)
             .collect();
         assert_eq!(evicted, [0, 1]);
         assert_eq!((table.idle.len(), table.open.len()), (MAX_IDLE, 0));
     }
 
     #[test]
+    fn inherited_id_is_that_of_further_opens_and_closed_with_the_last() {
+        let mut table = Table::new();
+        table.inherit(NODE, id(3, Side::Upper), 2);
+        assert!(table.numbers().contains(&3));
+        assert_eq!(table.release(NODE), None);
+        assert_eq!(table.release(NODE), Some(id(3, Side::Upper)));
+        table.inherit(NODE, id(4, Side::Upper), 1);
+        assert_eq!(table.reuse(NODE, Side::Upper).unwrap(), (Some(4), None));
+        assert_eq!(table.release(NODE), None);
+        // The kernel has shown that it knows the node.
+        assert_eq!(table.release(NODE), None);
+        assert_eq!(table.idle.len(), 1);
+    }
+
+    #[test]
     fn forget_closes_the_id_of_a_closed_node() {
         let mut table = Table::new();
-        table.insert(NODE, Side::Upper, 9).unwrap();
+        table.insert(NODE, Side::Upper, 9, || None).unwrap();
         table.release(NODE);
-        assert_eq!(table.forget(NODE), Some(9));
+        assert_eq!(table.forget(NODE), Some(id(9, Side::Upper)));
         // The other order: another thread is still busy with the RELEASE.
-        table.insert(NODE, Side::Upper, 10).unwrap();
+        table.insert(NODE, Side::Upper, 10, || None).unwrap();
         assert_eq!(table.forget(NODE), None);
-        assert_eq!(table.release(NODE), Some(10));
+        assert_eq!(table.release(NODE), Some(id(10, Side::Upper)));
         assert_eq!((table.open.len(), table.idle.len()), (0, 0));
     }
 }

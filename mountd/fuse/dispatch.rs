@@ -6,6 +6,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 
 use cowl_core::tree::{FileType, Timestamp};
 use rustix::io::Errno;
@@ -59,7 +60,11 @@ impl<'m> Dispatcher<'m> {
         Ok(Self {
             overlay,
             device: connection.as_fd(),
-            backing: BackingIds::new()?,
+            backing: BackingIds::new(
+                connection.as_fd(),
+                overlay.journal().map(Arc::clone),
+                &overlay.open_in_passthrough(),
+            )?,
             shortage: Shortage::default(),
             owners,
             skip_open: connection.may_skip_open(),
@@ -263,10 +268,7 @@ impl<'m> Dispatcher<'m> {
                 };
                 put_size(written, reply)
             }
-            Operation::Release { handle } => {
-                self.backing.release(self.device, node);
-                handle_of(handle).map_or(Ok(()), |handle| self.overlay.release(node, handle))
-            }
+            Operation::Release { handle } => self.release(node, handle),
             Operation::Fsync { data_only } => self.overlay.fsync(node, data_only),
             Operation::Fallocate {
                 handle,

@@ -79,6 +79,11 @@ impl Dispatcher<'_> {
         }
     }
 
+    pub(super) fn release(&self, node: NodeId, handle: u64) -> Result<(), Errno> {
+        self.backing.release(self.device, node);
+        handle_of(handle).map_or(Ok(()), |handle| self.overlay.release(node, handle))
+    }
+
     pub(super) fn lseek(
         &self,
         node: NodeId,

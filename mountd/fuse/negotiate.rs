@@ -47,31 +47,32 @@ pub(crate) struct Agreed {
 }
 
 impl Agreed {
-    /// As a number other than 0, for another process; None where no other process can serve on:
-    /// handles of open files mean nothing to it.
-    pub(crate) fn to_word(self) -> Option<u64> {
+    /// As a number other than 0, for another process.
+    pub(crate) fn to_word(self) -> u64 {
         let mode = match self.io_mode {
             IoMode::Cached => 0,
             IoMode::Writeback => 1,
-            IoMode::Passthrough => return None,
+            IoMode::Passthrough => 2,
         };
         let bit = |is: bool, bit: u32| u64::from(is) << bit;
-        Some(1 | mode << 1 | bit(self.dialect.long_setxattr, 2) | bit(self.writes_back, 3))
+        1 | bit(self.dialect.long_setxattr, 1) | bit(self.writes_back, 2) | mode << 3
     }
 
     /// The inverse of [`to_word`](Self::to_word).
     pub(crate) fn of_word(word: u64) -> Option<Self> {
         let bit = |bit: u32| word >> bit & 1 != 0;
-        (bit(0) && word >> 4 == 0).then(|| Self {
-            io_mode: if bit(1) {
-                IoMode::Writeback
-            } else {
-                IoMode::Cached
-            },
+        let io_mode = match word >> 3 {
+            0 => IoMode::Cached,
+            1 => IoMode::Writeback,
+            2 => IoMode::Passthrough,
+            _ => return None,
+        };
+        bit(0).then(|| Self {
+            io_mode,
             dialect: Dialect {
-                long_setxattr: bit(2),
+                long_setxattr: bit(1),
             },
-            writes_back: bit(3),
+            writes_back: bit(2),
         })
     }
 }
@@ -219,28 +220,17 @@ mod tests {
 
     #[test]
     fn what_was_agreed_survives_as_a_word() {
-        for number in 0..8_u32 {
-            let bit = |bit: u32| number >> bit & 1 != 0;
-            let agreed = Agreed {
-                io_mode: if bit(0) {
-                    IoMode::Writeback
-                } else {
-                    IoMode::Cached
-                },
-                dialect: Dialect {
-                    long_setxattr: bit(1),
-                },
-                writes_back: bit(2),
-            };
-            let word = agreed.to_word().unwrap();
-            assert_eq!(Agreed::of_word(word), Some(agreed));
-            let with_handles = Agreed {
-                io_mode: IoMode::Passthrough,
-                ..agreed
-            };
-            assert_eq!(with_handles.to_word(), None);
+        for io_mode in [IoMode::Cached, IoMode::Writeback, IoMode::Passthrough] {
+            for (long_setxattr, writes_back) in [(false, false), (true, false), (true, true)] {
+                let agreed = Agreed {
+                    io_mode,
+                    dialect: Dialect { long_setxattr },
+                    writes_back,
+                };
+                assert_eq!(Agreed::of_word(agreed.to_word()), Some(agreed));
+            }
         }
         assert_eq!(Agreed::of_word(0), None);
-        assert_eq!(Agreed::of_word(1 << 4 | 1), None);
+        assert_eq!(Agreed::of_word(3 << 3 | 1), None);
     }
 }

@@ -3,15 +3,17 @@
 //! While the kernel waits for an answer it lets no other request at the names or the file that this
 //! one changes. So the present state shows whether it was done, or the dead worker's [`Intent`]
 //! does. Not here are requests that may be done twice: reads and lookups, and changes that
-//! set what they say (a WRITE has its offset, also for `O_APPEND`).
+//! set what they say (a WRITE has its offset, also for `O_APPEND`). An OPEN is done again, without
+//! the handle that the kernel was not told of.
 
 use rustix::io::Errno;
 
 use super::decode::{Header, Operation};
 use super::dispatch::Dispatcher;
+use super::files::open_flags;
 use super::reply::{self, Reply};
 use crate::journal::Intent;
-use crate::overlay::{NodeId, RenameMode};
+use crate::overlay::{Entry, HandleId, NodeId, OpenFlags, RenameMode};
 
 /// What is known of an unanswered request.
 #[derive(Copy, Clone, Debug)]
@@ -51,11 +53,26 @@ impl Dispatcher<'_> {
                 return self.is_xattr_as_wanted(node, name, unanswered, true);
             }
             Operation::Tmpfile { .. } => {
-                if let Some(Intent::Unnamed { number }) = unanswered.intent {
-                    overlay.drop_unanswered(number);
+                if let Some(Intent::Unnamed { number }) = unanswered.intent
+                    && let Some(file) = overlay.unanswered_file(number)
+                {
+                    self.release_all(file)?;
+                    overlay.forget(file, u64::MAX);
                 }
                 return Ok(false);
             }
+            Operation::Open { .. } => {
+                if let Some(Intent::Open { handle }) = unanswered.intent
+                    && overlay.is_open(HandleId(handle))
+                {
+                    self.release(node, handle)?;
+                }
+                return Ok(false);
+            }
+            Operation::Create { name, flags, .. } => {
+                return self.is_created(node, name, flags, reply);
+            }
+            Operation::Release { handle } => return Ok(!overlay.is_open(HandleId(handle))),
             _ => return Ok(false),
         };
         let Some(entry) = made else {
@@ -63,6 +80,37 @@ impl Dispatcher<'_> {
         };
         reply.put(&reply::entry_out(&self.shown(entry)))?;
         Ok(true)
+    }
+
+    /// A created file is opened again: the kernel was not told of its handles.
+    fn is_created(
+        &self,
+        parent: NodeId,
+        name: &[u8],
+        flags: u32,
+        reply: &mut Reply,
+    ) -> Result<bool, Errno> {
+        let Some(entry) = self.overlay.already_made(parent, name)? else {
+            return Ok(false);
+        };
+        self.release_all(entry.id)?;
+        let flags = OpenFlags {
+            truncate: false,
+            ..open_flags(flags, false)
+        };
+        let opened = self
+            .overlay
+            .open(entry.id, flags)
+            .inspect_err(|_| self.overlay.forget(entry.id, 1))?;
+        let settled = entry.settled && !opened.unsettles;
+        let entry = self.shown(Entry { settled, ..entry });
+        self.created(&entry, &opened, reply)?;
+        Ok(true)
+    }
+
+    fn release_all(&self, node: NodeId) -> Result<(), Errno> {
+        let mut handles = self.overlay.handles(node).into_iter();
+        handles.try_for_each(|handle| self.release(node, handle.0))
     }
 
     fn is_renamed(

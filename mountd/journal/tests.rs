@@ -116,9 +116,9 @@ fn nodes_and_lookups_outlive_a_worker() {
     dead.set_agreed(1);
     dead.set_created(3);
     let words = |id| [id, 2, 3, 4, 5, 6, 7, 8];
-    let entries = [1, 2, 3].map(|id| dead.write_node(None, &words(id)).unwrap());
-    dead.clear_node(entries[1]);
-    dead.set_node_word(entries[2], 2, 9);
+    let entries = [1, 2, 3].map(|id| dead.write(Table::Nodes, None, &words(id)).unwrap());
+    dead.clear(Table::Nodes, entries[1]);
+    dead.set_entry_word(Table::Nodes, entries[2], 2, 9);
     for node in [0, 5, 6] {
         dead.update_lookups(node, |count| count + 1);
     }
@@ -129,9 +129,9 @@ fn nodes_and_lookups_outlive_a_worker() {
     assert_eq!((next.agreed(), next.created()), (Some(1), 3));
     let changed = [3, 2, 9, 4, 5, 6, 7, 8];
     let inherited = [(entries[0], words(1)), (entries[2], changed)];
-    assert_eq!(next.inherited_nodes(), inherited);
+    assert_eq!(next.inherited(Table::Nodes), inherited);
     // The freed one is given out again.
-    assert_eq!(next.write_node(None, &words(4)), Some(entries[1]));
+    assert_eq!(next.write(Table::Nodes, None, &words(4)), Some(entries[1]));
     let counts = [0, 4, 5, 6].map(|node| next.lookups(node));
     assert_eq!(counts, [Some(1), Some(0), Some(u16::MAX), Some(1)]);
     assert_eq!(next.lookups(u32::MAX), None);
@@ -165,23 +165,26 @@ fn memory_of_cleared_nodes_is_given_back() {
     let blocks = |memory: &OwnedFd| rustix::fs::fstat(memory).unwrap().st_blocks;
     let memory = create().unwrap();
     let journal = mapped(&memory);
-    let kept = journal.write_node(None, &[7; NODE]).unwrap();
+    let kept = journal.write(Table::Nodes, None, &[7; ENTRY]).unwrap();
     let before = blocks(&memory);
     let entries: Vec<_> = (0..20_000)
-        .map(|_| journal.write_node(None, &[9; NODE]).unwrap())
+        .map(|_| journal.write(Table::Nodes, None, &[9; ENTRY]).unwrap())
         .collect();
     assert!(blocks(&memory) > before + 2000);
     for entry in entries {
-        journal.clear_node(entry);
+        journal.clear(Table::Nodes, entry);
     }
     assert!(
         blocks(&memory) < before + 1000,
         "{} blocks",
         blocks(&memory)
     );
-    assert_eq!(mapped(&memory).inherited_nodes(), [(kept, [7; NODE])]);
+    assert_eq!(
+        mapped(&memory).inherited(Table::Nodes),
+        [(kept, [7; ENTRY])]
+    );
     // What is written again is there again.
-    let entry = journal.write_node(None, &[5; NODE]).unwrap();
-    let inherited = mapped(&memory).inherited_nodes();
-    assert_eq!(inherited, [(kept, [7; NODE]), (entry, [5; NODE])]);
+    let entry = journal.write(Table::Nodes, None, &[5; ENTRY]).unwrap();
+    let inherited = mapped(&memory).inherited(Table::Nodes);
+    assert_eq!(inherited, [(kept, [7; ENTRY]), (entry, [5; ENTRY])]);
 }

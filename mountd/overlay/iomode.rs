@@ -24,6 +24,7 @@ use super::event::Event;
 use super::files::RealFile;
 use super::opens::{OpenFile, Serving};
 use super::types::{Attr, Backing, Errno, HandleId, NodeId, OpenMode, Opened, Side};
+use crate::journal::Intent;
 
 /// Lower files of at least this many bytes, and all ELF files, are served in passthrough: mounts
 /// then share their page cache. Smaller ones are cached, so that a reader sees later writes. The
@@ -113,6 +114,7 @@ impl Overlay {
             Serving::Lower => Some(Side::Lower),
             Serving::Upper => Some(Side::Upper),
         };
+        let is_new = new.is_some();
         let file = new.map(|(_, file)| file);
         let mode = side.map_or(OpenMode::Cached, |side| {
             OpenMode::Passthrough(Backing { file, side })
@@ -121,6 +123,10 @@ impl Overlay {
         let (mut handle, mut unsettles) = (HandleId(0), false);
         self.commit(|state| {
             handle = state.opens().next_handle();
+            // All handles of a new file are its maker's.
+            if !is_new {
+                self.intend(Intent::Open { handle: handle.0 });
+            }
             unsettles = write && serving == Serving::Upper && !state.is_written_past(id);
             [Event::Opened {
                 handle,

@@ -60,6 +60,7 @@ mod successor;
 mod types;
 mod xattrs;
 
+use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
@@ -256,7 +257,8 @@ impl Overlay {
             .transpose()?;
         let state = match &journal {
             Some(journal) if upper.is_some() => State::journaled(Arc::clone(journal)),
-            _ => State::new(counted),
+            Some(journal) => State::read_only(Arc::clone(journal)),
+            None => State::new(counted),
         };
         let overlay = Overlay {
             lower,
@@ -423,6 +425,16 @@ impl Overlay {
         if has_shrunk {
             cowl_sys::memory::give_back();
         }
+    }
+
+    /// Memory for a worker's successor, if there is any.
+    pub(crate) fn journal(&self) -> Option<&Arc<Journal>> {
+        self.journal.as_ref()
+    }
+
+    /// How often each node is open in passthrough.
+    pub(crate) fn open_in_passthrough(&self) -> HashMap<NodeId, u32> {
+        self.state.read().opens().in_passthrough()
     }
 
     /// Notes what this request is about to do, for a successor that is asked the same again.

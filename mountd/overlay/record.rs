@@ -10,7 +10,8 @@
 //!  +----+------------+---------+-----------------------------+----------+------+-----------+--------+
 //! ```
 //! The host inode is 0 without an upper file. Mode and all that follows are of a node without name
-//! and file: what `stat` shows of it.
+//! and file: what `stat` shows of it. A node that goes by another id has that one in place of owner
+//! and group.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use cowl_core::tree::{FileType, Rdev, Timestamp};
 
 use super::node::Node;
 use super::types::{Attr, LowerIno, NodeId};
-use crate::journal::{Intent, Journal, NODE};
+use crate::journal::{ENTRY, Intent, Journal, Table};
 
 /// The word of the lookups, which change more often than the rest.
 pub(super) const LOOKUPS: usize = 2;
@@ -30,12 +31,19 @@ const KEPT: u64 = 1;
 const GONE: u64 = 1 << 1;
 /// Its own bytes went with its file.
 const LOST: u64 = 1 << 2;
+/// It may be written in passthrough.
+const WRITTEN_PAST: u64 = 1 << 3;
+/// Another id took over.
+const SUCCEEDED: u64 = 1 << 4;
 
-/// The words of a node.
-pub(super) fn words(id: NodeId, node: &Node) -> [u64; NODE] {
+/// The words of a node. `written_past`: see [`State`](super::state::State).
+pub(super) fn words(id: NodeId, node: &Node, written_past: bool) -> [u64; ENTRY] {
     let flag = |is: bool, flag| if is { flag } else { 0 };
-    let flags =
-        flag(node.upper.is_some(), KEPT) | flag(node.gone.is_some(), GONE) | flag(node.lost, LOST);
+    let flags = flag(node.upper.is_some(), KEPT)
+        | flag(node.gone.is_some(), GONE)
+        | flag(node.lost, LOST)
+        | flag(written_past, WRITTEN_PAST)
+        | flag(node.successor.is_some() && node.gone.is_none(), SUCCEEDED);
     let mode = node.file_type.to_mode_bits();
     let Some(attr) = node.gone.as_ref().filter(|_| node.upper.is_none()) else {
         let host = node.upper.as_ref().map_or(0, |file| file.host);
@@ -44,7 +52,7 @@ pub(super) fn words(id: NodeId, node: &Node) -> [u64; NODE] {
             host,
             node.lookups,
             flags | u64::from(mode) << 16,
-            0,
+            node.successor.map_or(0, |successor| successor.0),
             0,
             0,
             0,
@@ -83,12 +91,16 @@ pub(super) struct Record {
     /// It has no name; what `stat` showed if it had no upper file either.
     pub(super) gone: bool,
     pub(super) lost: bool,
+    /// It may be written in passthrough.
+    pub(super) written_past: bool,
+    /// The id that took over.
+    pub(super) successor: Option<NodeId>,
     /// What to show of it if it has no file.
     pub(super) attr: Attr,
 }
 
 impl Record {
-    fn read(entry: u32, words: [u64; NODE]) -> Option<Record> {
+    fn read(entry: u32, words: [u64; ENTRY]) -> Option<Record> {
         let [id, host, lookups, what, owner, size, mtime, ino] = words;
         let half = |word: u64, shift: u32| u32::try_from(word >> shift & 0xffff_ffff).ok();
         let mode = half(what >> 16 & 0xffff, 0)?;
@@ -107,6 +119,8 @@ impl Record {
             file_type,
             gone: what & GONE != 0,
             lost: what & LOST != 0,
+            written_past: what & WRITTEN_PAST != 0,
+            successor: (what & SUCCEEDED != 0).then_some(NodeId(owner)),
             attr: Attr {
                 ino,
                 size,
@@ -132,13 +146,15 @@ pub(super) struct Inherited {
     records: HashMap<NodeId, Record>,
     /// Nodes with a file in the upper, by the host's inode.
     hosts: HashMap<u64, NodeId>,
+    /// Nodes of the lower, by the id that took over from theirs.
+    origins: HashMap<NodeId, LowerIno>,
 }
 
 impl Inherited {
     /// Of two nodes that had the same host inode one after the other, the one that was being
     /// removed comes first.
     pub(super) fn read(journal: &Arc<Journal>) -> Inherited {
-        let nodes = journal.inherited_nodes().into_iter();
+        let nodes = journal.inherited(Table::Nodes).into_iter();
         let records: HashMap<NodeId, Record> = nodes
             .filter_map(|(entry, words)| Record::read(entry, words))
             .map(|record| (record.id, record))
@@ -157,7 +173,20 @@ impl Inherited {
             }
         }
         hosts.extend(by_host.into_iter().map(|(_, id, host)| (host, id)));
-        Inherited { records, hosts }
+        let origins = records
+            .values()
+            .filter_map(|record| Some((record.successor?, record.id.lower()?)))
+            .collect();
+        Inherited {
+            records,
+            hosts,
+            origins,
+        }
+    }
+
+    /// The node of the lower that went by this id.
+    pub(super) fn origin_of(&self, id: NodeId) -> Option<LowerIno> {
+        id.lower().or_else(|| self.origins.get(&id).copied())
     }
 
     /// The node that a file of the upper was.
@@ -192,6 +221,7 @@ impl Inherited {
         Node {
             lookups: record.map_or(0, |record| record.lookups),
             entry: record.map(|record| record.entry),
+            successor: record.and_then(|record| record.successor),
             ..Node::new(file_type, origin)
         }
     }

@@ -20,7 +20,7 @@ use super::node::{Home, Node, UpperFile};
 use super::opens::{OpenFile, Opens, Serving};
 use super::record::Inherited;
 use super::types::{Attr, HandleId, LowerIno, NodeId};
-use crate::journal::Journal;
+use crate::journal::{Journal, Table};
 use journaled::note_lookups;
 
 /// Everything that was changed.
@@ -376,8 +376,8 @@ impl State {
     }
 
     fn opened(&mut self, handle: HandleId, file: OpenFile, serving: Serving) {
-        if file.write && serving == Serving::Upper {
-            self.written_past.insert(file.node);
+        if file.write && serving == Serving::Upper && self.written_past.insert(file.node) {
+            self.note(file.node);
         }
         self.opens.opened(handle, file, serving);
     }
@@ -390,6 +390,7 @@ impl State {
 
     fn settled(&mut self, id: NodeId) {
         self.written_past.remove(&id);
+        self.note(id);
         self.has_shrunk |= shrink_set(&mut self.written_past);
     }
 
@@ -430,7 +431,7 @@ impl State {
             return;
         };
         if let (Some(journal), Some(entry)) = (&self.journal, node.entry) {
-            journal.clear_node(entry);
+            journal.clear(Table::Nodes, entry);
             self.inherited.forget(id);
         }
         self.written_past.remove(&id);
@@ -472,6 +473,9 @@ impl State {
             self.renumbered.insert(origin, to);
         }
         self.nodes.insert(to, new);
+        // In this order: without an entry, the new id is that of the file whose origin is here.
+        self.note(from);
+        self.note(to);
     }
 }
 

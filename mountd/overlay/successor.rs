@@ -22,7 +22,7 @@ use super::event::Event;
 use super::lookup::upper_file;
 use super::node::{Home, UpperFile};
 use super::record::Record;
-use super::types::{Attr, Entry, Errno, LowerIno, NodeId};
+use super::types::{Attr, Entry, Errno, HandleId, LowerIno, NodeId};
 use crate::journal::Intent;
 
 impl Overlay {
@@ -141,7 +141,7 @@ impl Overlay {
         if !had_any || self.in_upper(record.id) || record.id == NodeId::ROOT {
             return Ok(());
         }
-        let origin = record.id.lower();
+        let origin = self.state.read().inherited().origin_of(record.id);
         let attr = match origin {
             _ if record.gone && record.host.is_none() => record.attr,
             Some(node) => self.attr_of_unlinked(node)?.unwrap_or(record.attr),
@@ -265,12 +265,18 @@ impl Overlay {
         Ok(file.is_some_and(|(_, _, file)| file.host == other))
     }
 
-    /// Drops the unnamed file that a request made before, of which the kernel knows nothing.
-    pub(crate) fn drop_unanswered(&self, number: u64) {
-        let home = Home::Orphan(number);
-        let found = self.state.read().node_at(home);
-        if let Some(id) = found {
-            self.forget(id, u64::MAX);
-        }
+    /// The unnamed file that a request made before, of which the kernel knows nothing.
+    pub(crate) fn unanswered_file(&self, number: u64) -> Option<NodeId> {
+        self.state.read().node_at(Home::Orphan(number))
+    }
+
+    /// Whether a file is open with this handle.
+    pub(crate) fn is_open(&self, handle: HandleId) -> bool {
+        self.open_file(handle).is_ok()
+    }
+
+    /// The handles with which a file is open in passthrough, or might be.
+    pub(crate) fn handles(&self, id: NodeId) -> Vec<HandleId> {
+        self.state.read().opens().handles(id)
     }
 }

@@ -17,7 +17,7 @@ mod common;
 
 use std::fs::{self, File};
 
-use common::{Image, USER_NAMESPACE, has_successors, is_here, modes, there};
+use common::{Image, USER_NAMESPACE, is_here, modes, there};
 use cowl_core::handover::{IoMode, IoModeChoice};
 use cowl_tests::host::{has_overlayfs, kernel_has_passthrough};
 use cowl_tests::skip::skip;
@@ -245,11 +245,10 @@ fn check_capabilities(choice: IoModeChoice) {
     fs::write(writable.path("x"), "changed").unwrap();
     let none = capabilities(&[]);
     let (writing, reading) = (capabilities(&writing), capabilities(&reading));
-    // What a successor of the worker would need, out of effect.
-    let kept = |held: &String| if has_successors(choice) { held } else { &none }.clone();
     for (process, held, effective) in [
-        (writable.keeper.id(), kept(&writing), &none),
-        (read_only.keeper.id(), kept(&reading), &none),
+        // What a successor of the worker would need, out of effect.
+        (writable.keeper.id(), writing.clone(), &none),
+        (read_only.keeper.id(), reading.clone(), &none),
         (writable.worker, writing.clone(), &writing),
         (read_only.worker, reading.clone(), &reading),
     ] {

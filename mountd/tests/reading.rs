@@ -152,18 +152,14 @@ fn mount_whose_workers_die_again_and_again_is_cut_off_and_says_so() {
         let log = image.log();
         let last = log.lines().last().unwrap();
         // Where 33 take more than a minute, more follow.
-        let (followed, why) = if common::has_successors(choice) {
-            (32..=usize::MAX, "too many have died within a minute")
-        } else {
-            (0..=0, "no other can serve on")
-        };
         assert!(
-            last.contains("the worker died (signal: 9") && last.contains(why),
+            last.contains("the worker died (signal: 9")
+                && last.contains("too many have died within a minute"),
             "{log}"
         );
         assert!(last.contains("the mount is cut off"), "{log}");
         let count = log.matches("another one serves on").count();
-        assert!(followed.contains(&count), "{log}");
+        assert!(count >= 32, "{log}");
     }
 }
 

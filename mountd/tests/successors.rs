@@ -16,9 +16,10 @@
 mod common;
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use common::{Image, Mount, OWN_MOUNTS, USER_NAMESPACE, is_here, noise, read_all, there};
@@ -268,6 +269,169 @@ fn kill_of_the_worker_fails_no_operation_cached() {
 #[test]
 fn kill_of_the_worker_fails_no_operation_writeback() {
     clients_do_not_notice(Image::beside_plain, IoModeChoice::Writeback);
+}
+
+#[test]
+fn kill_of_the_worker_fails_no_operation_passthrough() {
+    if kernel_has_passthrough() {
+        clients_do_not_notice(Image::beside_plain, IoModeChoice::Passthrough);
+    }
+}
+
+/// A kernel without passthrough refuses such a mount: `places.rs` holds that.
+fn kernel_has_passthrough() -> bool {
+    common::modes().contains(&IoModeChoice::Passthrough)
+}
+
+/// The kernel reads and writes these files itself, also while there is no worker.
+#[test]
+fn files_open_in_passthrough_stay_open_when_the_worker_is_killed() {
+    if !kernel_has_passthrough() {
+        return;
+    }
+    let big = noise(3 << 20);
+    let image = Image::of(&[("big", &big), ("small", b"small")]);
+    let mount = image.mount_writable(IoModeChoice::Passthrough, "upper");
+    let path = |name: &str| mount.path(name);
+    let all = |file: &mut File| read_all(file);
+    let mut reader = File::open(path("big")).unwrap();
+    let mut own = create(&path("own"));
+    own.write_all(b"own").unwrap();
+    assert!(mount.kill_worker());
+    // The same backing id, else the kernel refuses a second open.
+    let mut own_again = File::open(path("own")).unwrap();
+    own.write_all(b" again").unwrap();
+    assert_eq!(all(&mut own_again), b"own again");
+    assert_eq!(all(&mut File::open(path("big")).unwrap()), big);
+    // A changed file has another id, and whoever has the image's open keeps that.
+    let mut writer = File::options().append(true).open(path("big")).unwrap();
+    writer.write_all(b"changed").unwrap();
+    let changed = [&big[..], b"changed"].concat();
+    for _ in 0..2 {
+        assert!(mount.kill_worker());
+        assert_eq!(all(&mut reader), big);
+        assert_eq!(all(&mut File::open(path("big")).unwrap()), changed);
+        let of = |file: &File| file.metadata().unwrap().ino();
+        assert_eq!(of(&reader), of(&writer));
+        assert_eq!(of(&reader), fs::metadata(path("big")).unwrap().ino());
+    }
+    writer.write_all(b" twice").unwrap();
+    let changed = [&changed[..], b" twice"].concat();
+    assert_eq!(
+        fs::metadata(path("big")).unwrap().len(),
+        changed.len() as u64
+    );
+    // Removed while they are open, before a death and after it.
+    fs::remove_file(path("own")).unwrap();
+    assert!(mount.kill_worker());
+    fs::remove_file(path("big")).unwrap();
+    assert_eq!(all(&mut own_again), b"own again");
+    assert_eq!(all(&mut reader), big);
+    assert_eq!(own.metadata().unwrap().nlink(), 0);
+    assert_eq!(reader.metadata().unwrap().nlink(), 0);
+    assert!(mount.kill_worker());
+    assert_eq!(reader.metadata().unwrap().nlink(), 0);
+    drop((own, own_again, reader, writer));
+    let orphans = image.path("upper.work/orphans");
+    let none_left = || fs::read_dir(&orphans).unwrap().count() == 0;
+    assert!(common::eventually(none_left), "{}", image.log());
+    assert!(mount.unmount().success(), "{}", image.log());
+}
+
+/// Attributes of a file that may be written through a mapping are asked for each time, until it
+/// cannot be any more, whichever worker was told of the mapping.
+#[test]
+fn mapping_written_after_the_worker_is_killed_shows_in_the_attributes() {
+    if !kernel_has_passthrough() {
+        return;
+    }
+    let image = Image::of(&[("x", b"y")]);
+    let mount = image.mount_writable(IoModeChoice::Passthrough, "upper");
+    let path = mount.path("mapped");
+    let mut mapping = Mapping::of_new(&mount.path_for_others("mapped"));
+    let modified = || fs::metadata(&path).unwrap().modified().unwrap();
+    let before = modified();
+    assert!(mount.kill_worker());
+    assert_eq!(modified(), before);
+    mapping.write();
+    assert!(modified() > before);
+    assert!(mount.kill_worker());
+    assert_eq!(fs::read(&path).unwrap()[0], b'X');
+    mapping.end();
+    // Its backing id is closed with the worker that kept it: nobody can write any more.
+    assert!(mount.kill_worker());
+    let asked = || mount.count("GETATTR");
+    let mut counts = [0; 3];
+    for count in &mut counts {
+        modified();
+        *count = asked();
+    }
+    assert_eq!(counts[1], counts[2], "{}", image.log());
+    assert!(mount.unmount().success(), "{}", image.log());
+}
+
+/// A process that has a new file mapped for writing, and not open.
+struct Mapping {
+    process: Child,
+    said: BufReader<ChildStdout>,
+}
+
+impl Mapping {
+    const SCRIPT: &str = "
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+file = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+os.ftruncate(file, 4096)
+# PROT_READ | PROT_WRITE, MAP_SHARED
+mapping = libc.mmap(None, 4096, 3, 1, file, 0)
+os.close(file)
+print('mapped', flush=True)
+for _ in sys.stdin:
+    ctypes.memset(mapping, ord('X'), 1)
+    print('written', flush=True)
+";
+
+    fn of_new(path: &Path) -> Self {
+        let mut process = Command::new("python3")
+            .args(["-c", Self::SCRIPT])
+            .arg(path)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let said = BufReader::new(process.stdout.take().unwrap());
+        let mut mapping = Self { process, said };
+        mapping.expect("mapped");
+        mapping
+    }
+
+    fn expect(&mut self, line: &str) {
+        let mut said = String::new();
+        self.said.read_line(&mut said).unwrap();
+        assert_eq!(said.trim_end(), line);
+    }
+
+    fn write(&mut self) {
+        writeln!(self.process.stdin.as_mut().unwrap()).unwrap();
+        self.expect("written");
+    }
+
+    fn end(mut self) {
+        drop(self.process.stdin.take());
+        assert!(self.process.wait().unwrap().success());
+    }
+}
+
+fn create(path: &Path) -> File {
+    let mut options = File::options();
+    options
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(path)
+        .unwrap()
 }
 
 #[test]

@@ -21,7 +21,7 @@
 mod common;
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Child;
@@ -78,13 +78,7 @@ const CASES: &[Case] = &[
     Case {
         name: "create",
         before: make_two,
-        act: |root| {
-            let made = File::options()
-                .write(true)
-                .create_new(true)
-                .open(root.join("d/new"));
-            made.unwrap().write_all(b"new").unwrap();
-        },
+        act: create,
         call: "openat",
         when: 1,
         seen: |upper, _| exists(&upper.join("d/new")),
@@ -149,15 +143,7 @@ const CASES: &[Case] = &[
     Case {
         name: "unlink of a file of the lower",
         before: make_two,
-        act: |root| {
-            let open = File::options()
-                .read(true)
-                .write(true)
-                .open(root.join("d/lower"))
-                .unwrap();
-            fs::remove_file(root.join("d/lower")).unwrap();
-            check_removed(&open, b"of the image");
-        },
+        act: |root| remove_open_lower(root, b"of the image"),
         call: "mknodat",
         when: 1,
         seen: |upper, _| is_whiteout(&upper.join("d/lower")),
@@ -317,20 +303,99 @@ const CASES: &[Case] = &[
     Case {
         name: "O_TMPFILE",
         before: make_two,
-        act: |root| {
-            let flags = rustix::fs::OFlags::TMPFILE | rustix::fs::OFlags::RDWR;
-            let mode = rustix::fs::Mode::from_raw_mode(0o644);
-            let file = rustix::fs::open(root.join("d"), flags, mode).unwrap();
-            let mut file = File::from(file);
-            file.write_all(b"unnamed").unwrap();
-            let own = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
-            rustix::fs::linkat(CWD, own, CWD, root.join("d/new"), AtFlags::SYMLINK_FOLLOW).unwrap();
-        },
+        act: link_unnamed,
         call: "renameat2",
         when: 1,
         seen: |_, work| has_orphan(work),
     },
 ];
+
+/// Opens in passthrough. `ioctl` registers a file with the kernel.
+const OPENS: &[Case] = &[
+    Case {
+        name: "unlink of a file of the lower that was copied up",
+        before: |root| {
+            make_two(root);
+            append(root);
+        },
+        act: |root| remove_open_lower(root, b"of the image again"),
+        call: "renameat2",
+        when: 1,
+        seen: |upper, _| is_whiteout(&upper.join("d/lower")),
+    },
+    Case {
+        name: "create, opened",
+        before: make_two,
+        act: create,
+        call: "ioctl",
+        when: 1,
+        seen: |upper, _| exists(&upper.join("d/new")),
+    },
+    Case {
+        name: "open of a file of the upper",
+        before: make_two,
+        act: |root| {
+            let mut open = File::open(root.join("d/one")).unwrap();
+            let mut content = String::new();
+            open.read_to_string(&mut content).unwrap();
+            assert_eq!(content, "the first");
+        },
+        call: "ioctl",
+        when: 1,
+        seen: |upper, _| exists(&upper.join("d/one")),
+    },
+    Case {
+        name: "open that truncates",
+        before: make_two,
+        act: |root| fs::write(root.join("d/one"), "short").unwrap(),
+        call: "ftruncate",
+        when: 1,
+        seen: |upper, _| fs::metadata(upper.join("d/one")).is_ok_and(|file| file.len() == 0),
+    },
+    Case {
+        name: "O_TMPFILE, opened",
+        before: make_two,
+        act: link_unnamed,
+        call: "ioctl",
+        when: 1,
+        seen: |_, work| has_orphan(work),
+    },
+    Case {
+        name: "append to a file of the lower, opened",
+        before: make_two,
+        act: append,
+        // The first one tries to clone the content.
+        call: "ioctl",
+        when: 2,
+        seen: |upper, _| exists(&upper.join("d/lower")),
+    },
+];
+
+fn remove_open_lower(root: &Path, content: &[u8]) {
+    let mut options = File::options();
+    let open = options.read(true).write(true).open(root.join("d/lower"));
+    fs::remove_file(root.join("d/lower")).unwrap();
+    check_removed(&open.unwrap(), content);
+}
+
+fn create(root: &Path) {
+    let mut options = File::options();
+    let made = options
+        .write(true)
+        .create_new(true)
+        .open(root.join("d/new"));
+    made.unwrap().write_all(b"new").unwrap();
+}
+
+fn link_unnamed(root: &Path) {
+    let flags = rustix::fs::OFlags::TMPFILE | rustix::fs::OFlags::RDWR;
+    let mode = rustix::fs::Mode::from_raw_mode(0o644);
+    let file = rustix::fs::open(root.join("d"), flags, mode).unwrap();
+    let mut file = File::from(file);
+    file.write_all(b"unnamed").unwrap();
+    let own = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+    rustix::fs::linkat(CWD, own, CWD, root.join("d/new"), AtFlags::SYMLINK_FOLLOW).unwrap();
+}
 
 fn append(root: &Path) {
     let mut file = File::options()
@@ -417,11 +482,11 @@ fn request_whose_answer_the_kernel_has_is_not_done_again() {
 /// Makes a lower of files, and the same as a plain directory.
 type Make = fn(&[(&str, &[u8])]) -> (Image, PathBuf);
 
-fn check(make: Make, case: &Case, number: usize) {
+fn check(make: Make, choice: IoModeChoice, case: &Case, number: usize) {
     let (image, plain) = make(FILES);
     let upper = format!("upper-{number}");
     let work = image.path(&format!("{upper}.work"));
-    let mount = image.mount_writable(IoModeChoice::Cached, &upper);
+    let mount = image.mount_writable(choice, &upper);
     let (root, upper) = (mount.path(""), image.path(&upper));
     (case.before)(&root);
     (case.before)(&plain);
@@ -449,7 +514,21 @@ fn check(make: Make, case: &Case, number: usize) {
 
 fn check_all(make: Make) {
     for (number, case) in CASES.iter().enumerate() {
-        check(make, case, number);
+        check(make, IoModeChoice::Cached, case, number);
+    }
+}
+
+#[test]
+fn requests_interrupted_in_passthrough_are_answered_once() {
+    if !common::modes().contains(&IoModeChoice::Passthrough) {
+        // `places.rs` holds that the kernel refuses such a mount.
+        return;
+    }
+    for (number, case) in CASES.iter().chain(OPENS).enumerate() {
+        // The kernel writes by itself, and an open for writing copies up.
+        if !["pwrite64", "mknodat"].contains(&case.call) {
+            check(Image::beside_plain, IoModeChoice::Passthrough, case, number);
+        }
     }
 }
 

@@ -9,22 +9,50 @@ use cowl_core::tree::FileType;
 
 use super::super::lookups::LowerLookups;
 use super::super::node::Node;
+use super::super::opens::Opens;
 use super::super::record::{self, Inherited};
 use super::super::types::{Attr, LowerIno, NodeId};
 use super::State;
-use crate::journal::Journal;
+use crate::journal::{Journal, Table};
 
 impl State {
     /// The same, written down for a successor. If `journal` has an earlier worker's nodes, they
     /// keep their ids and lookups as they are found in the upper, until [`Event::TakenOver`].
     pub(in super::super) fn journaled(journal: Arc<Journal>) -> State {
-        let inherited = Inherited::read(&journal);
-        State {
+        let mut state = State {
             lower_lookups: LowerLookups::journaled(Arc::clone(&journal)),
             created: journal.created(),
+            opens: Opens::journaled(Arc::clone(&journal)),
+            inherited: Inherited::read(&journal),
             journal: Some(journal),
-            inherited,
             ..State::default()
+        };
+        state.take_over_passthrough();
+        state
+    }
+
+    /// Nothing can be changed; open files are written down for a successor, or were by an earlier
+    /// worker.
+    pub(in super::super) fn read_only(journal: Arc<Journal>) -> State {
+        State {
+            opens: Opens::journaled(journal),
+            ..State::new(0)
+        }
+    }
+
+    /// Takes over which nodes go by another id, and which may be written without a request.
+    fn take_over_passthrough(&mut self) {
+        for record in self.inherited.records() {
+            if record.written_past {
+                self.written_past.insert(record.id);
+            }
+            if let (Some(successor), Some(origin)) = (record.successor, record.id.lower()) {
+                let node = self
+                    .inherited
+                    .node(record.id, record.file_type, Some(origin));
+                self.nodes.insert(record.id, node);
+                self.renumbered.insert(origin, successor);
+            }
         }
     }
 
@@ -57,7 +85,8 @@ impl State {
     /// Tells a successor what it must know of a node, also that it is no more.
     pub(super) fn note(&mut self, id: NodeId) {
         if let (Some(journal), Some(node)) = (&self.journal, self.nodes.get_mut(&id)) {
-            node.entry = journal.write_node(node.entry, &record::words(id, node));
+            let words = record::words(id, node, self.written_past.contains(&id));
+            node.entry = journal.write(Table::Nodes, node.entry, &words);
         }
     }
 
@@ -75,10 +104,12 @@ impl State {
 
     pub(super) fn taken_over(&mut self) {
         let inherited = std::mem::take(&mut self.inherited);
+        let nodes = &self.nodes;
+        self.written_past.retain(|id| nodes.contains_key(id));
         let Some(journal) = &self.journal else { return };
         for (id, entry) in inherited.entries() {
             if !self.nodes.contains_key(&id) {
-                journal.clear_node(entry);
+                journal.clear(Table::Nodes, entry);
             }
         }
     }
@@ -86,6 +117,6 @@ impl State {
 
 pub(super) fn note_lookups(journal: Option<&Journal>, node: &Node) {
     if let (Some(journal), Some(entry)) = (journal, node.entry) {
-        journal.set_node_word(entry, record::LOOKUPS, node.lookups);
+        journal.set_entry_word(Table::Nodes, entry, record::LOOKUPS, node.lookups);
     }
 }

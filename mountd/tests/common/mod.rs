@@ -30,11 +30,6 @@ pub fn modes() -> Vec<IoModeChoice> {
     passthrough.into_iter().chain(others).collect()
 }
 
-/// Whether a mount in this mode outlives its worker.
-pub fn has_successors(choice: IoModeChoice) -> bool {
-    choice.mode() != IoMode::Passthrough
-}
-
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_cowl-mountd");
 
 /// A process started while another test has a lease open holds a copy of it until it executes: one
