@@ -225,10 +225,13 @@ fn layer_stamp(store: &Store, diff: DiffId) -> Result<Option<Stamp>, StoreError>
     Ok(meta.map(|meta| meta.stamp))
 }
 
-/// A set of object ids, by their first byte: a table each, which stays in a processor's cache while
+/// A set of object ids by their first byte: a table each, which stays in a processor's cache while
 /// a fan-out directory is looked through.
+///
+/// Of an id it has the last eight bytes, so a million take 16 MB instead of 64. Ids are hashes:
+/// should two share those bytes, the set has both, and an object stays that nothing needs.
 struct Objects {
-    tables: Vec<HashTable<ObjectId>>,
+    tables: Vec<HashTable<u64>>,
 }
 
 impl Default for Objects {
@@ -242,24 +245,27 @@ impl Default for Objects {
 impl Objects {
     fn extend(&mut self, ids: &[ObjectId]) {
         for id in ids {
-            let [first, ..] = *id.as_bytes();
-            if let Some(table) = self.tables.get_mut(usize::from(first)) {
-                let same = |other: &ObjectId| other == id;
-                table.entry(place(id), same, place).or_insert(*id);
+            let (first, tail) = key(*id);
+            if let Some(table) = self.tables.get_mut(first) {
+                let same = |other: &u64| *other == tail;
+                table.entry(tail, same, |tail| *tail).or_insert(tail);
             }
         }
     }
 
     fn contains(&self, id: ObjectId) -> bool {
-        let [first, ..] = *id.as_bytes();
-        let table = self.tables.get(usize::from(first));
-        table.is_some_and(|table| table.find(place(&id), |other| *other == id).is_some())
+        let (first, tail) = key(id);
+        let table = self.tables.get(first);
+        table.is_some_and(|table| table.find(tail, |other| *other == tail).is_some())
     }
 }
 
-/// Where an id is in its table: an id is a hash itself.
-fn place(id: &ObjectId) -> u64 {
-    u64::from_le_bytes(id.as_bytes().last_chunk().copied().unwrap_or_default())
+/// The number of an id's table, and what that has of it, which is its own hash.
+fn key(id: ObjectId) -> (usize, u64) {
+    let bytes = id.as_bytes();
+    let [first, ..] = *bytes;
+    let tail = bytes.last_chunk().copied().unwrap_or_default();
+    (first.into(), u64::from_le_bytes(tail))
 }
 
 impl Store {
