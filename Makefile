@@ -12,6 +12,7 @@
 #                      BENCH=start: starts of containers, beside the bare system calls and other runtimes
 #   make bench-dedup   cowl dedup beside the disk and b3sum, and its memory on a million files: root, network, minutes, 5 GB
 #   make bench-store   commands beside 1,000,000 objects and 1,000 images, and import beside tar x: root, minutes, 10 GB
+#                      BENCH="--image FILE": an archive of an image beside tar x, umoci, skopeo and podman
 #   make check-dedup   every figure of cowl dedup on six real Debian images, recomputed from their archives: root, network
 #   make lint          formatting, clippy, licences and bans, the borders of the crates, and SPECIFICATION.md against the tests
 
