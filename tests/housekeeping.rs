@@ -2,8 +2,10 @@
 //! same for one store.
 
 use cowl_tests::busybox::{in_shop, shop};
+use cowl_tests::host::has_docker_28;
 use cowl_tests::profile::{directory, root, user};
 use cowl_tests::server::Server;
+use cowl_tests::skip::skip;
 use cowl_tests::store::Store;
 
 /// Both clients print the same; returns it.
@@ -104,16 +106,25 @@ fn volume_create_keeps_labels_and_options() {
 
 #[test]
 fn volume_create_keeps_labels_and_options_as_root() {
+    if !has_docker_28() {
+        return skip("docker is older than 28");
+    }
     root(|| volume_create_keeps_labels_and_options());
 }
 
 #[test]
 fn volume_create_keeps_labels_and_options_as_user() {
+    if !has_docker_28() {
+        return skip("docker is older than 28");
+    }
     user(|| volume_create_keeps_labels_and_options());
 }
 
 #[test]
 fn volume_commands_refuse_as_docker_does() {
+    if !has_docker_28() {
+        return skip("docker is older than 28");
+    }
     root(|| {
         let store = shop("store");
         let server = Server::start(&store);
@@ -214,11 +225,17 @@ fn prune_removes_what_is_unused() {
 
 #[test]
 fn prune_removes_what_is_unused_as_root() {
+    if !has_docker_28() {
+        return skip("docker is older than 28");
+    }
     root(|| prune_removes_what_is_unused());
 }
 
 #[test]
 fn prune_removes_what_is_unused_as_user() {
+    if !has_docker_28() {
+        return skip("docker is older than 28");
+    }
     user(|| prune_removes_what_is_unused());
 }
 
@@ -277,6 +294,9 @@ fn image_prune_and_rmi_name_what_they_delete() {
 /// What the image commands of the API take beside names.
 #[test]
 fn image_commands_honour_their_parameters() {
+    if !has_docker_28() {
+        return skip("docker is older than 28");
+    }
     root(|| {
         let store = shop("store");
         let server = Server::start(&store);
@@ -352,6 +372,9 @@ fn without_ages(tables: &str) -> Vec<Vec<&str>> {
 
 #[test]
 fn system_df_is_dockers_and_counts_shared_files_once() {
+    if !has_docker_28() {
+        return skip("docker is older than 28");
+    }
     root(|| {
         let store = shop("store");
         let server = Server::start(&store);
@@ -404,6 +427,9 @@ fn system_df_is_dockers_and_counts_shared_files_once() {
 /// dockerd 28's texts, as recorded. Both clients print them after a prefix of their own.
 #[test]
 fn errors_have_dockerds_texts() {
+    if !has_docker_28() {
+        return skip("docker is older than 28");
+    }
     root(|| {
         let store = shop("store");
         let server = Server::start(&store);

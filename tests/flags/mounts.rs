@@ -2,7 +2,9 @@
 
 use cowl_tests::busybox::shop;
 use cowl_tests::command::shell;
+use cowl_tests::host::has_docker_28;
 use cowl_tests::profile::{directory, root, user};
+use cowl_tests::skip::skip;
 
 use crate::support::{Doors, inside};
 
@@ -71,6 +73,9 @@ fn with_submount(name: &str) -> std::path::PathBuf {
 
 #[test]
 fn bind_recursive_controls_the_mounts_below() {
+    if !has_docker_28() {
+        return skip("docker is older than 28");
+    }
     root(|| {
         let doors = Doors::open();
         let host = with_submount("host");
@@ -130,6 +135,9 @@ fn bind_propagation_passes_mounts_on() {
 
 #[test]
 fn volume_subpath_is_a_part_of_a_volume() {
+    if !has_docker_28() {
+        return skip("docker is older than 28");
+    }
     root(|| {
         let doors = Doors::open();
         let fill = "mkdir -p /vol/a/b; echo deep > /vol/a/b/file; ln -s /etc /vol/out";

@@ -5,8 +5,10 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 
 use cowl_tests::busybox::{in_shop, shop};
 use cowl_tests::command::python;
+use cowl_tests::host::has_docker_28;
 use cowl_tests::profile::{directory, root};
 use cowl_tests::server::until;
+use cowl_tests::skip::skip;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::{Detached, Doors};
@@ -51,6 +53,9 @@ fn platform_must_be_the_images() {
 
 #[test]
 fn image_inspect_and_history_take_the_platform_of_the_image() {
+    if !has_docker_28() {
+        return skip("docker is older than 28");
+    }
     root(|| {
         let doors = Doors::open();
         let own = match std::env::consts::ARCH {
@@ -77,6 +82,9 @@ fn image_inspect_and_history_take_the_platform_of_the_image() {
 
 #[test]
 fn version_format_has_dockers_fields() {
+    if !has_docker_28() {
+        return skip("docker is older than 28");
+    }
     root(|| {
         let doors = Doors::open();
         for format in [
@@ -377,6 +385,9 @@ fn run_attach_shows_the_streams_that_it_names() {
 /// 125 would say that no container ran.
 #[test]
 fn exit_codes_are_the_programs_if_standard_output_is_closed_or_full() {
+    if !has_docker_28() {
+        return skip("docker is older than 28");
+    }
     root(|| {
         let doors = Doors::open();
         let _runs = Detached::start(&doors.store, "runs", &[], "sleep 1000");
@@ -426,6 +437,9 @@ fn exit_codes_are_the_programs_if_standard_output_is_closed_or_full() {
 
 #[test]
 fn expose_annotation_and_storage_opt_are_kept() {
+    if !has_docker_28() {
+        return skip("docker is older than 28");
+    }
     root(|| {
         let doors = Doors::open();
         let flags = [

@@ -2,6 +2,7 @@
 
 use cowl_tests::busybox::shop;
 use cowl_tests::command::Outcome;
+use cowl_tests::host::has_docker_28;
 use cowl_tests::server::Server;
 use cowl_tests::store::Store;
 
@@ -38,7 +39,7 @@ impl Doors {
         let arguments = [&["create"], flags, &["shop", "true"]].concat();
         let docker = self.server.run(&arguments);
         assert_ne!(docker.code(), 0, "{docker}");
-        if Server::has_current_docker() {
+        if has_docker_28() {
             assert!(docker.stderr.contains(why), "docker: {docker}");
         }
         let own = self.store.run(&arguments).refused(docker.code());

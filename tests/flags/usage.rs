@@ -1,8 +1,10 @@
 //! `stats` and `port`: resource usage and published ports; and the help of command groups.
 
 use cowl_tests::busybox::shop;
+use cowl_tests::host::has_docker_28;
 use cowl_tests::profile::{root, user};
 use cowl_tests::pty::InTerminal;
+use cowl_tests::skip::skip;
 
 use crate::support::{Detached, Doors};
 
@@ -12,6 +14,9 @@ const STEADY: &str =
 
 #[test]
 fn stats_shows_what_the_control_groups_count() {
+    if !has_docker_28() {
+        return skip("docker is older than 28");
+    }
     root(|| {
         let doors = Doors::open();
         let flags = ["-m", "64m", "--tmpfs", "/mem"];
@@ -88,6 +93,9 @@ fn stats_goes_on_until_the_container_is_gone() {
 
 #[test]
 fn port_finds_nothing_where_nothing_is_published() {
+    if !has_docker_28() {
+        return skip("docker is older than 28");
+    }
     root(|| {
         let doors = Doors::open();
         doors.store.ok(["create", "--name", "web", "shop", "true"]);
@@ -117,6 +125,9 @@ fn port_finds_nothing_where_nothing_is_published() {
 
 #[test]
 fn ps_and_inspect_show_sizes_and_types_as_dockers() {
+    if !has_docker_28() {
+        return skip("docker is older than 28");
+    }
     root(|| {
         let doors = Doors::open();
         let (store, server) = (&doors.store, &doors.server);

@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use crate::command::program;
+use crate::command::{program, run};
 use crate::profile::{Privilege, current};
 
 /// Major and minor number of the kernel's version.
@@ -40,4 +40,13 @@ pub fn has_overlayfs() -> bool {
     let loaded = program("modprobe", ["overlay"]).output();
     let known = fs::read_to_string("/proc/filesystems").unwrap();
     loaded.is_ok_and(|modprobe| modprobe.status.success()) || known.contains("\toverlay\n")
+}
+
+/// Whether `docker` is 28 or later, whose own words cowl has, too. Debian 12's is 20.10, with other
+/// words and fewer options.
+pub fn has_docker_28() -> bool {
+    let version = run(&mut program("docker", ["--version"])).ok();
+    let number = version.strip_prefix("Docker version ");
+    let major = number.and_then(|number| number.split('.').next());
+    major.unwrap().parse::<u32>().unwrap() >= 28
 }

@@ -69,15 +69,6 @@ impl Server {
         open.unwrap().count()
     }
 
-    /// Whether `docker` is of a version whose own messages cowl has, too. Debian 12's is 20.10, with
-    /// other words and fewer options.
-    pub fn has_current_docker() -> bool {
-        let version = run(&mut program("docker", ["--version"])).ok();
-        let number = version.strip_prefix("Docker version ");
-        let major = number.and_then(|number| number.split('.').next());
-        major.unwrap().parse::<u32>().unwrap() >= 28
-    }
-
     /// Where it listens.
     pub fn socket(&self) -> &Path {
         &self.socket
