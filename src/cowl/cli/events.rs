@@ -2,10 +2,10 @@
 
 use super::Stdout;
 use super::args::given;
-use super::template::Template;
+use super::template::{Template, Type};
 use super::{clock, format};
 use crate::engine::Engine;
-use crate::engine::error::Result;
+use crate::engine::error::{Error, Result};
 use crate::engine::events::{Event, EventRequest};
 use clap::Args;
 use jiff::Timestamp;
@@ -45,7 +45,11 @@ pub(super) fn events(engine: &Engine, args: &Events, out: &mut Stdout) -> Result
     let as_json = args.format.as_deref() == Some("json");
     engine.events(&request, None, |event| {
         let line = match &template {
-            Some(template) => template.render(&serde_json::to_value(event)?)?,
+            Some(template) => {
+                let event = serde_json::to_value(event)?;
+                let line = template.render(&event, &Type::Json);
+                line.map_err(|why| Error::invalid(format!("Error parsing format: {why}")))?
+            }
             None if as_json => serde_json::to_string(event)?,
             None => line(event),
         };

@@ -1,7 +1,7 @@
 //! `--format` of lists, and `--filter`.
 
 use super::Stdout;
-use super::template::Template;
+use super::template::{LABELS, Template, Type};
 use crate::engine::error::{Error, Result};
 use crate::engine::list::Filters;
 use serde_json::Value;
@@ -37,24 +37,32 @@ pub(super) fn print(
     table: &str,
     header: &Value,
     rows: &[Value],
+    of: &'static Type,
     out: &mut Stdout,
 ) -> Result<()> {
-    for line in lines(format, table, header, rows)? {
+    for line in lines(format, table, header, rows, of)? {
         out.line(&line)?;
     }
     Ok(())
 }
 
-/// Formats rows as lines. `table` is the default template for tables; `header` has the title of
-/// each field.
+/// Formats rows of a type as lines. `table` is the default template for tables; `header` has the
+/// title of each field.
 pub(super) fn lines(
     format: &str,
     table: &str,
     header: &Value,
     rows: &[Value],
+    of: &'static Type,
 ) -> Result<Vec<String>> {
     if format == "json" {
-        let line = |row| Ok(serde_json::to_string(row)?);
+        let line = |row: &Value| {
+            let mut row = row.clone();
+            if let Some(fields) = row.as_object_mut() {
+                fields.remove(LABELS);
+            }
+            Ok(serde_json::to_string(&row)?)
+        };
         return rows.iter().map(line).collect();
     }
     let columns = match format.strip_prefix("table") {
@@ -67,10 +75,10 @@ pub(super) fn lines(
     let template = Template::parse(columns.unwrap_or(format))?;
     let mut lines = Vec::new();
     if columns.is_some() {
-        lines.push(template.render(header)?);
+        lines.push(template.render_only(header, &Type::Header)?);
     }
     for row in rows {
-        lines.push(template.render(row)?);
+        lines.push(template.render_only(row, of)?);
     }
     if columns.is_some() {
         lines = aligned(&lines);

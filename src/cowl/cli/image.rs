@@ -3,8 +3,8 @@
 use super::args::{History, Images, Import, Info, Load, Rmi, Save, Tag, given};
 use super::progress::Progress;
 use super::table::{ellipsis, printable};
-use super::template::Template;
-use super::units::{human_duration, human_size};
+use super::template::{Failed, Template, Type};
+use super::units::{human_duration, human_size, human_size_of};
 use super::{Stdout, clock, each, format, print_error};
 use crate::engine::container::state::Status;
 use crate::engine::error::{Error, Kind, Result};
@@ -176,9 +176,11 @@ fn listed_images(
         "Repository": "REPOSITORY", "Tag": "TAG", "Digest": "DIGEST", "ID": "IMAGE ID",
         "CreatedSince": "CREATED", "CreatedAt": "CREATED AT", "Size": "SIZE",
         "Containers": "CONTAINERS", "SharedSize": "SHARED SIZE", "UniqueSize": "UNIQUE SIZE",
+        "VirtualSize": "SIZE",
     });
     let format = args.format.as_deref().unwrap_or("table");
-    format::print(format, table, &header, &rows, out)?;
+    let of = &Type::Row("*formatter.imageContext");
+    format::print(format, table, &header, &rows, of, out)?;
     Ok(0)
 }
 
@@ -214,6 +216,7 @@ pub(super) fn as_json(image: &Listed, no_trunc: bool, now: Timestamp) -> serde_j
         "Size": human_size(image.size),
         "Tag": tag,
         "UniqueSize": "N/A",
+        "VirtualSize": human_size_of(image.size, 4),
     })
 }
 
@@ -254,7 +257,8 @@ pub(super) fn history(engine: &Engine, args: &History, out: &mut Stdout) -> Resu
         (None, true) => "{{.ID}}",
         (None, false) => "table",
     };
-    format::print(format, table, &header, &rows, out)?;
+    let of = &Type::Row("*image.historyContext");
+    format::print(format, table, &header, &rows, of, out)?;
     Ok(0)
 }
 
@@ -306,7 +310,7 @@ pub(super) fn info(engine: &Engine, args: &Info, out: &mut Stdout) -> Result<u8>
         let line = match format {
             "json" => serde_json::to_string(&info)?,
             template => match Template::parse(template) {
-                Ok(template) => template.render(&info)?,
+                Ok(template) => template.render(&info, &Type::Json).map_err(Failed::bare)?,
                 Err(malformed) => return Ok(malformed.end()),
             },
         };

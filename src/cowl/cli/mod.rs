@@ -376,7 +376,8 @@ fn version(args: &args::Version, out: &mut Stdout) -> Result<u8> {
             fields.insert("APIVersion".to_owned(), part("ApiVersion"));
         }
     }
-    out.line(&template.render(&both)?)?;
+    let line = template.render(&both, &template::Type::Json);
+    out.line(&line.map_err(template::Failed::bare)?)?;
     Ok(0)
 }
 

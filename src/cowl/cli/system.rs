@@ -5,6 +5,7 @@ use super::container::list::row as container_row;
 use super::events::{self, Events};
 use super::image::warn;
 use super::prune::{self, SystemPrune};
+use super::template::Type;
 use super::units::{human_size, human_size_of};
 use super::{Access, Stdout, format, image, volume};
 use crate::engine::Engine;
@@ -85,7 +86,8 @@ fn disk_usage(engine: &Engine, args: &Df, out: &mut Stdout) -> Result<u8> {
         "Reclaimable": "RECLAIMABLE",
     });
     let table = "{{.Type}}\t{{.TotalCount}}\t{{.Active}}\t{{.Size}}\t{{.Reclaimable}}";
-    format::print(format, table, &header, &rows, out)?;
+    let of = &Type::Row("*formatter.diskUsageImagesContext");
+    format::print(format, table, &header, &rows, of, out)?;
     Ok(0)
 }
 
@@ -182,7 +184,6 @@ impl Things {
             for (field, value) in [
                 ("SharedSize", size_of(listed.size.saturating_sub(unique))),
                 ("UniqueSize", size_of(unique)),
-                ("VirtualSize", size_of(listed.size)),
                 ("Containers", containers.unwrap_or_default().to_string()),
                 // Docker leaves it empty here.
                 ("Digest", String::new()),
@@ -195,7 +196,6 @@ impl Things {
         for (summary, bytes) in &usage.containers {
             let mut row = container_row(summary, whole, now);
             set(&mut row, "Size", human_size(*bytes))?;
-            set(&mut row, "Platform", Value::Null)?;
             containers.push(row);
         }
         let mut volumes = Vec::new();
@@ -220,7 +220,7 @@ impl Things {
             "Containers": "CONTAINERS",
         });
         let table = "{{.Repository}}\t{{.Tag}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}\t{{.SharedSize}}\t{{.UniqueSize}}\t{{.Containers}}";
-        format::print("table", table, &header, &self.images, out)?;
+        format::print("table", table, &header, &self.images, &Type::Json, out)?;
 
         out.line("\nContainers space usage:\n")?;
         let header = json!({
@@ -229,12 +229,12 @@ impl Things {
             "Status": "STATUS", "Names": "NAMES",
         });
         let table = "{{.ID}}\t{{.Image}}\t{{.Command}}\t{{.LocalVolumes}}\t{{.Size}}\t{{.RunningFor}}\t{{.Status}}\t{{.Names}}";
-        format::print("table", table, &header, &self.containers, out)?;
+        format::print("table", table, &header, &self.containers, &Type::Json, out)?;
 
         out.line("\nLocal Volumes space usage:\n")?;
         let header = json!({"Name": "VOLUME NAME", "Links": "LINKS", "Size": "SIZE"});
         let table = "{{.Name}}\t{{.Links}}\t{{.Size}}";
-        format::print("table", table, &header, &self.volumes, out)?;
+        format::print("table", table, &header, &self.volumes, &Type::Json, out)?;
         out.line("\nBuild cache usage: 0B\n")?;
         Ok(out.line("CACHE ID   CACHE TYPE   SIZE      CREATED   LAST USED   USAGE     SHARED")?)
     }
@@ -245,7 +245,7 @@ impl Things {
             "Images": self.images, "Containers": self.containers, "Volumes": self.volumes,
             "BuildCache": [],
         });
-        format::print(format, "", &Value::Null, &[all], out)
+        format::print(format, "", &Value::Null, &[all], &Type::Json, out)
     }
 }
 

@@ -7,17 +7,24 @@
 //! functions  json join lower upper title split println print printf len index eq ne lt le gt ge not and or pad truncate
 //! ```
 //!
-//! Values are JSON. A field is looked up by its name, then without regard to case, since Go's fields
-//! (`ID`) and Docker's JSON (`Id`) differ so; a missing one is an error, as for Docker's `inspect`.
+//! Values are JSON, and have the types of Docker's Go programs where [`shapes`] says so. As in Docker,
+//! an object is rendered by its type first, and if that fails by its JSON. There a field is looked
+//! up by its name, then without regard to case; a missing one is an error.
 //! Parsing and running are bounded by the length of the text and of the data.
 
 mod eval;
+mod functions;
 mod parse;
+pub(super) mod shapes;
+mod types;
+
+pub(super) use types::{LABELS, Type};
 
 use super::print_error;
 use crate::engine::error::{Error, Result};
 use serde_json::Value;
 use std::fmt;
+use types::Item;
 
 /// Docker's exit code for a malformed template in commands that show single objects.
 const MALFORMED: u8 = 64;
@@ -25,6 +32,9 @@ const MALFORMED: u8 = 64;
 /// A parsed template.
 #[derive(Debug)]
 pub(super) struct Template {
+    name: &'static str,
+    /// What was parsed, for the lines of errors.
+    text: String,
     nodes: Vec<parse::Node>,
 }
 
@@ -37,16 +47,57 @@ impl Template {
     /// Parses a template that Docker names, which shows in its errors.
     pub(super) fn parse_named(name: &'static str, text: &str) -> Result<Self, Malformed> {
         let malformed = |inner| Malformed { name, inner };
-        let nodes = parse::parse(&unescape(text)).map_err(malformed)?;
-        Ok(Self { nodes })
+        let text = unescape(text);
+        let nodes = parse::parse(&text).map_err(malformed)?;
+        Ok(Self { name, text, nodes })
     }
 
-    /// The text for one value.
-    pub(super) fn render(&self, data: &Value) -> Result<String> {
+    /// The text for an object: by its type, and if that fails by its JSON.
+    pub(super) fn render(&self, data: &Value, of: &'static Type) -> Result<String, Failed> {
+        self.render_only(data, of)
+            .or_else(|_failed| self.render_only(data, &Type::Json))
+    }
+
+    /// The text for a value of a type.
+    pub(super) fn render_only(&self, data: &Value, of: &'static Type) -> Result<String, Failed> {
         let mut out = String::new();
-        eval::run(&self.nodes, data, data, &mut out)
-            .map_err(|why| Error::invalid(format!("template: {why}")))?;
+        let root = Item::new(data.clone(), of);
+        eval::run(&self.nodes, &root, &mut out).map_err(|failure| self.failed(failure))?;
         Ok(out)
+    }
+
+    fn failed(&self, failure: eval::Failure) -> Failed {
+        let eval::Failure { place, why } = failure;
+        let before = self.text.get(..place.at).unwrap_or_default();
+        let line = before.matches('\n').count() + 1;
+        let column = before.rsplit('\n').next().unwrap_or_default().len();
+        let (name, at) = (self.name, place.text);
+        Failed(format!(
+            "template: {name}:{line}:{column}: executing \"{name}\" at <{at}>: {why}"
+        ))
+    }
+}
+
+/// Why a template that is well formed cannot be executed, with the texts of Go's text/template.
+#[derive(Debug)]
+pub(super) struct Failed(String);
+
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Failed {
+    /// The error with no words before it.
+    pub(super) fn bare(self) -> Error {
+        Error::invalid(self.0)
+    }
+}
+
+impl From<Failed> for Error {
+    fn from(failed: Failed) -> Self {
+        Self::invalid(format!("template parsing error: {failed}"))
     }
 }
 
@@ -99,7 +150,7 @@ mod tests {
             "Names": ["/a", "/b"], "Labels": {"x": "y", "com.z": "1"}, "Empty": [], "Text": "mIxed <&>",
             "Mounts": [{"Destination": "/data", "RW": false}, {"Destination": "/b", "RW": true}]
         });
-        Template::parse(text)?.render(&data)
+        Ok(Template::parse(text)?.render(&data, &Type::Json)?)
     }
 
     /// The expected texts are docker 28.2's.
@@ -168,7 +219,10 @@ mod tests {
             ("{{end}}", "unexpected {{end}}"),
             ("{{nosuch .Id}}", "function \"nosuch\" not defined"),
             ("{{.Nosuch}}", "map has no entry for key \"Nosuch\""),
-            ("{{.Id.More}}", "can't evaluate field More in type string"),
+            (
+                "{{.Id.More}}",
+                "can't evaluate field More in type interface {}",
+            ),
             ("{{json}}", "wrong number of args for json"),
             ("{{index .Names 7}}", "index out of range: 7"),
             ("{{range .Id}}{{end}}", "range can't iterate over abc"),
@@ -188,5 +242,154 @@ mod tests {
             let refused = render(text).unwrap_err().to_string();
             assert!(refused.contains(why), "{text}: {refused}");
         }
+    }
+
+    fn container() -> Value {
+        json!({
+            "Id": "abc", "Name": "/c", "Args": null, "ExecIDs": null,
+            "State": {"Status": "exited", "Running": false, "Paused": false, "Restarting": false,
+                "OOMKilled": false, "Dead": false, "Pid": 0, "ExitCode": 3, "Error": "",
+                "StartedAt": "s", "FinishedAt": "f"},
+            "HostConfig": {"RestartPolicy": {"Name": "no", "MaximumRetryCount": 0},
+                "LogConfig": {"Type": "json-file", "Config": {}}, "CapAdd": null, "PidsLimit": null,
+                "OomKillDisable": false, "PortBindings": {}, "NanoCpus": 5},
+            "GraphDriver": {"Data": {}, "Name": "vfs"},
+            "Mounts": [{"Type": "volume", "Name": "v", "Source": "/s", "Destination": "/d",
+                "Driver": "local", "Mode": "z", "RW": true, "Propagation": ""}],
+            "Config": {"Labels": {"a": "b"}, "Volumes": {"/v": {}}, "Entrypoint": null,
+                "Healthcheck": {"Test": ["CMD", "x"], "Interval": 30_000_000_000_u64}},
+        })
+    }
+
+    /// The expected texts are docker 28.2's, of such a container.
+    #[test]
+    fn inspected_objects_print_as_gos_structs() {
+        let table = [
+            ("{{.ID}}", "abc"),
+            ("{{.Id}}", "abc"),
+            (
+                "{{.State}}",
+                "{exited false false false false false 0 3  s f <nil>}",
+            ),
+            ("{{.State.Health}} {{.SizeRw}}", "<nil> <nil>"),
+            (
+                "{{if .State.Health}}{{.State.Health.Status}}{{else}}none{{end}}",
+                "none",
+            ),
+            ("{{if .State}}yes{{end}}", "yes"),
+            ("{{.HostConfig.RestartPolicy}}", "{no 0}"),
+            ("{{.HostConfig.LogConfig}}", "{json-file map[]}"),
+            ("{{.HostConfig.CapAdd}} {{len .HostConfig.CapAdd}}", "[] 0"),
+            (
+                "{{.HostConfig.PidsLimit}} {{.HostConfig.OomKillDisable}}",
+                "<nil> false",
+            ),
+            ("{{.HostConfig.Sysctls}} {{.HostConfig.Memory}}", "map[] 0"),
+            ("{{.HostConfig.NanoCPUs}}", "5"),
+            ("{{.HostConfig.NanoCpus}}", "5"),
+            ("{{.GraphDriver}}", "{map[] vfs}"),
+            ("{{.Mounts}}", "[{volume v /s /d local z true }]"),
+            ("{{range .Mounts}}{{.RW}}{{end}}", "true"),
+            (
+                "{{.Config.Volumes}} {{.Config.Entrypoint}}",
+                "map[/v:{}] []",
+            ),
+            ("{{.Config.Labels.a}} {{.Config.Labels.b}}", "b <no value>"),
+            ("{{index .Config.Labels \"b\"}}|{{.Config.User}}|", "||"),
+            ("{{.Config.Healthcheck}}", "{[CMD x] 30s 0s 0s 0s 0}"),
+            ("{{json .Config.Entrypoint}}", "null"),
+            (
+                "{{join .Config.Cmd \" \"}}|{{.Config.StopTimeout}}",
+                "|<nil>",
+            ),
+        ];
+        for (text, expected) in table {
+            let template = Template::parse(text).unwrap();
+            let shown = template.render(&container(), &shapes::CONTAINER).unwrap();
+            assert_eq!(shown, expected, "{text}");
+        }
+    }
+
+    /// The expected texts are docker 28.2's.
+    #[test]
+    fn errors_say_where_they_are() {
+        let table = [
+            (
+                "{{.Foo}}",
+                ":1:2: executing \"\" at <.Foo>: map has no entry for key \"Foo\"",
+            ),
+            (
+                "{{if .Name}} {{.State.Health.Status}}{{end}}",
+                ":1:21: executing \"\" at <.State.Health.Status>: map has no entry for key \"Health\"",
+            ),
+            (
+                "{{.Name.Foo}}",
+                ":1:7: executing \"\" at <.Name.Foo>: can't evaluate field Foo in type interface {}",
+            ),
+            (
+                "x\n {{- \"a\" }} {{ index  .Mounts   9 }}",
+                ":2:15: executing \"\" at <index .Mounts 9>: error calling index: index out of range: 9",
+            ),
+            (
+                "{{range .Name}}{{end}}",
+                ":1:8: executing \"\" at <.Name>: range can't iterate over /c",
+            ),
+            (
+                "{{json}}",
+                ":1:2: executing \"\" at <json>: wrong number of args for json: want 1 got 0",
+            ),
+            (
+                "{{.Id | index 3}}",
+                ":1:8: executing \"\" at <index 3>: error calling index: can't index item of type int",
+            ),
+            (
+                "{{eq 1}}",
+                ":1:2: executing \"\" at <eq 1>: error calling eq: missing argument for comparison",
+            ),
+            (
+                "{{$x := .State}}{{$x.Foo.Bar}}",
+                ":1:20: executing \"\" at <$x.Foo.Bar>: map has no entry for key \"Foo\"",
+            ),
+        ];
+        for (text, expected) in table {
+            let template = Template::parse(text).unwrap();
+            let failed = template
+                .render(&container(), &shapes::CONTAINER)
+                .unwrap_err();
+            assert_eq!(
+                failed.to_string(),
+                format!("template: {expected}"),
+                "{text}"
+            );
+        }
+    }
+
+    /// The expected texts are docker 28.2's.
+    #[test]
+    fn rows_have_labels_and_name_their_type() {
+        let row = &Type::Row("*formatter.ContainerContext");
+        let data = json!({"ID": "abc", LABELS: {"a": "1,b=2"}, "Platform": null});
+        let render = |text: &str, of: &'static Type| {
+            let template = Template::parse(text).unwrap();
+            template
+                .render_only(&data, of)
+                .map_err(|failed| failed.to_string())
+        };
+        assert_eq!(
+            render("{{.Label \"a\"}}|{{.Label \"b\"}}", row).unwrap(),
+            "1,b=2|"
+        );
+        assert_eq!(
+            render("{{json .}} {{.Platform}}", row).unwrap(),
+            "{\"ID\":\"abc\",\"Platform\":null} <nil>"
+        );
+        assert_eq!(
+            render("{{.Foo}}", row).unwrap_err(),
+            "template: :1:2: executing \"\" at <.Foo>: can't evaluate field Foo in type *formatter.ContainerContext"
+        );
+        assert_eq!(
+            render("{{.Label \"com.a-b_c\"}} {{.Foo}}", &Type::Header).unwrap(),
+            "a b c <no value>"
+        );
     }
 }

@@ -7,6 +7,7 @@ use super::format::key_values;
 use super::image::warn;
 use super::prune::{self, Prune};
 use super::refused;
+use super::template::{LABELS, Type};
 use super::{Access, Stdout, each, format};
 use crate::engine::Engine;
 use crate::engine::error::Result;
@@ -97,7 +98,7 @@ pub(super) fn volume(engine: &Engine, command: Volume, out: &mut Stdout) -> Resu
             out.line(&name)?;
             Ok(0)
         }
-        Volume::Inspect(args) => inspect::print(&args, out, |name| engine.inspect_volume(name)),
+        Volume::Inspect(args) => inspect::volume(engine, &args, out),
         Volume::Prune { prune, all } => prune::volumes(engine, &prune, all, out),
         Volume::Rm { names, force } => each(&names, out, |name, out| {
             engine.remove_volume(name, force)?;
@@ -112,6 +113,7 @@ pub(super) fn row(engine: &Engine, volume: &Found) -> Value {
     let labels = labels.iter().map(|(name, value)| format!("{name}={value}"));
     let shown = engine.volume_shown(volume);
     json!({
+        LABELS: labels_of(volume),
         "Availability": "N/A",
         "Driver": DRIVER,
         "Group": "N/A",
@@ -141,6 +143,7 @@ fn list(engine: &Engine, args: &Ls, out: &mut Stdout) -> Result<u8> {
         (None, true) => "{{.Name}}",
         (None, false) => "table",
     };
-    format::print(format, "{{.Driver}}\t{{.Name}}", &header, &rows, out)?;
+    let of = &Type::Row("*formatter.volumeContext");
+    format::print(format, "{{.Driver}}\t{{.Name}}", &header, &rows, of, out)?;
     Ok(0)
 }

@@ -2,7 +2,7 @@
 
 use super::args::{Inspect, InspectAny, InspectContainer, InspectImage};
 use crate::cli::args::given;
-use crate::cli::template::Template;
+use crate::cli::template::{Template, Type, shapes};
 use crate::cli::{Stdout, each};
 use crate::engine::Engine;
 use crate::engine::error::{Error, Kind, Result};
@@ -22,21 +22,32 @@ pub(in crate::cli) fn any(engine: &Engine, args: &InspectAny, out: &mut Stdout) 
         _ if *size => Err(Error::invalid(
             "the --size option is for containers: use it with --type container or without",
         )),
-        "image" => print(inspect, out, |name| engine.inspect_image(name)),
-        "volume" => print(inspect, out, |name| engine.inspect_volume(name)),
+        "image" => print(inspect, out, |name| an_image(engine, name)),
+        "volume" => volume(engine, inspect, out),
         other => Err(Error::invalid(format!(
             "unknown type: \"{other}\": {kinds}"
         ))),
     }
 }
 
-fn find(engine: &Engine, name: &str, size: bool) -> Result<Value> {
+/// What was found, and its type in templates.
+type Found = (Value, &'static Type);
+
+fn an_image(engine: &Engine, name: &str) -> Result<Found> {
+    Ok((engine.inspect_image(name)?, &shapes::IMAGE))
+}
+
+fn a_volume(engine: &Engine, name: &str) -> Result<Found> {
+    Ok((engine.inspect_volume(name)?, &shapes::VOLUME))
+}
+
+fn find(engine: &Engine, name: &str, size: bool) -> Result<Found> {
     let missing = |error: &Error| error.kind() == Kind::NotFound;
     let found = match of_container(engine, name, size) {
-        Err(error) if missing(&error) => match engine.inspect_image(name) {
+        Err(error) if missing(&error) => match an_image(engine, name) {
             // An invalid image name may still be a volume's.
             Err(error) if missing(&error) || error.kind() == Kind::Invalid => {
-                engine.inspect_volume(name)
+                a_volume(engine, name)
             }
             found => found,
         },
@@ -59,30 +70,31 @@ pub(in crate::cli) fn container(
     })
 }
 
-fn of_container(engine: &Engine, name: &str, size: bool) -> Result<Value> {
+fn of_container(engine: &Engine, name: &str, size: bool) -> Result<Found> {
     let mut found = engine.inspect(name)?;
     if size && let Some(fields) = found.as_object_mut() {
         let (changed, whole) = engine.sizes(&engine.container(name)?.config)?;
         fields.insert("SizeRw".to_owned(), changed.into());
         fields.insert("SizeRootFs".to_owned(), whole.into());
     }
-    Ok(found)
+    Ok((found, &shapes::CONTAINER))
+}
+
+/// `cowl volume inspect`.
+pub(in crate::cli) fn volume(engine: &Engine, args: &Inspect, out: &mut Stdout) -> Result<u8> {
+    print(args, out, |name| a_volume(engine, name))
 }
 
 /// `cowl image inspect`.
 pub(in crate::cli) fn image(engine: &Engine, args: &InspectImage, out: &mut Stdout) -> Result<u8> {
     print(&args.inspect, out, |name| {
         engine.check_platforms(name, args.platform.as_deref().and_then(given))?;
-        engine.inspect_image(name)
+        an_image(engine, name)
     })
 }
 
 /// Prints the objects as a JSON list, or formatted, one per line.
-pub(in crate::cli) fn print(
-    args: &Inspect,
-    out: &mut Stdout,
-    find: impl Fn(&str) -> Result<Value>,
-) -> Result<u8> {
+fn print(args: &Inspect, out: &mut Stdout, find: impl Fn(&str) -> Result<Found>) -> Result<u8> {
     let template = match args.format.as_deref() {
         None | Some("json" | "") => None,
         Some(format) => match Template::parse(format) {
@@ -93,10 +105,10 @@ pub(in crate::cli) fn print(
     let mut found = Vec::new();
     let mut has_shown = false;
     let code = each(&args.names, out, |name, out| {
-        let value = find(name)?;
+        let (value, of) = find(name)?;
         match &template {
             Some(template) => {
-                out.line(&template.render(&value)?)?;
+                out.line(&template.render(&value, of)?)?;
                 has_shown = true;
             }
             None => found.push(value),

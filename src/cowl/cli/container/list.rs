@@ -3,7 +3,7 @@
 use super::args::Ps;
 use crate::cli::image::warn;
 use crate::cli::table::{ellipsis, printable, quoted};
-use crate::cli::template::Template;
+use crate::cli::template::{LABELS, Template, Type};
 use crate::cli::units::human_size;
 use crate::cli::{Stdout, clock, format, print_error};
 use crate::engine::container::config::{Config, MountSource};
@@ -15,6 +15,8 @@ use serde_json::{Value, json};
 
 const TABLE: &str =
     "{{.ID}}\t{{.Image}}\t{{.Command}}\t{{.RunningFor}}\t{{.Status}}\t{{.Ports}}\t{{.Names}}";
+/// The Go type of a row.
+const ROW: &Type = &Type::Row("*formatter.ContainerContext");
 /// Width to which a table truncates commands.
 const COMMAND: usize = 20;
 
@@ -24,10 +26,8 @@ pub(in crate::cli) fn ps(engine: &Engine, args: &Ps, out: &mut Stdout) -> Result
         print_error(&format!("warning: {error}"));
     }
     let format = args.format.as_deref().filter(|format| !format.is_empty());
-    if let Some(Err(malformed)) = format.map(Template::parse) {
-        return Err(Error::invalid(format!(
-            "failed to parse template: {malformed}"
-        )));
+    if let Some(format) = format {
+        check(format)?;
     }
     let limit = match args.last {
         _ if args.latest => Some(1),
@@ -58,8 +58,21 @@ pub(in crate::cli) fn ps(engine: &Engine, args: &Ps, out: &mut Stdout) -> Result
         (Some(format), false) => format,
         (None, false) => "table",
     };
-    format::print(format, &table, &header(), &rows, out)?;
+    format::print(format, &table, &header(), &rows, ROW, out)?;
     Ok(0)
+}
+
+/// As Docker, which looks for the size with the whole format, though there may be no container.
+fn check(format: &str) -> Result<()> {
+    let malformed = |why| Error::invalid(format!("failed to parse template: {why}"));
+    let template = Template::parse(format).map_err(malformed)?;
+    let mut example = header();
+    if let Some(fields) = example.as_object_mut() {
+        fields.insert(LABELS.to_owned(), json!({}));
+    }
+    let failed = |why| Error::invalid(format!("failed to execute template: {why}"));
+    template.render_only(&example, ROW).map_err(failed)?;
+    Ok(())
 }
 
 fn header() -> Value {
@@ -67,7 +80,7 @@ fn header() -> Value {
         "ID": "CONTAINER ID", "Image": "IMAGE", "Command": "COMMAND", "CreatedAt": "CREATED AT",
         "RunningFor": "CREATED", "Ports": "PORTS", "State": "STATE", "Status": "STATUS",
         "Names": "NAMES", "Labels": "LABELS", "Mounts": "MOUNTS", "Networks": "NETWORKS",
-        "LocalVolumes": "LOCAL VOLUMES", "Size": "SIZE",
+        "LocalVolumes": "LOCAL VOLUMES", "Size": "SIZE", "Platform": "PLATFORM",
     })
 }
 
@@ -98,6 +111,7 @@ pub(in crate::cli) fn row(summary: &Summary, whole: bool, now: Timestamp) -> Val
         .map(|(name, value)| printable(&format!("{name}={value}")))
         .collect();
     json!({
+        LABELS: config.config.labels,
         "Command": command,
         "CreatedAt": clock::go(config.created),
         "ID": if whole { &config.id } else { short(&config.id) },
@@ -107,6 +121,7 @@ pub(in crate::cli) fn row(summary: &Summary, whole: bool, now: Timestamp) -> Val
         "Mounts": mounts(config, whole),
         "Names": config.name,
         "Networks": crate::engine::list::network(config),
+        "Platform": null,
         "Ports": "",
         "RunningFor": format!("{age} ago"),
         "Size": "0B",

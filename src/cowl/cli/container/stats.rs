@@ -2,6 +2,7 @@
 //! (docker/cli, `cli/command/container/stats_helpers.go`).
 
 use super::args::Stats;
+use crate::cli::template::Type;
 use crate::cli::units::{binary_size, human_size};
 use crate::cli::{Stdout, format};
 use crate::engine::error::{Context as _, Kind, Result};
@@ -22,6 +23,8 @@ const INTERVAL: Timespec = Timespec {
 };
 /// Moves to the screen's first line.
 const HOME: &str = "\x1b[H";
+/// The Go type of a row.
+const ROW: &Type = &Type::Row("*container.statsContext");
 /// Clears the rest of a line.
 const CLEAR_LINE: &str = "\x1b[K";
 /// Clears the screen below.
@@ -34,7 +37,7 @@ pub(in crate::cli) fn stats(engine: &Engine, args: &Stats, out: &mut Stdout) -> 
         Some(format) => format,
     };
     // A malformed format is an error even if there is nothing to show.
-    format::lines(format, TABLE, &header(), &[])?;
+    format::lines(format, TABLE, &header(), &[], ROW)?;
     // A container missing now is an error; one that disappears later is not.
     for name in &args.containers {
         engine.usage_of(name)?;
@@ -48,12 +51,12 @@ pub(in crate::cli) fn stats(engine: &Engine, args: &Stats, out: &mut Stdout) -> 
             .map(|(asked, usage)| row(asked, usage, before.get(&usage.id), args.no_trunc))
             .collect();
         if !args.no_stream {
-            let shown = format::lines(format, TABLE, &header(), &rows)?;
+            let shown = format::lines(format, TABLE, &header(), &rows, ROW)?;
             show(&shown, out)?;
         } else if !is_first {
             // As in Docker, no header if there are no rows.
             if !rows.is_empty() {
-                format::print(format, TABLE, &header(), &rows, out)?;
+                format::print(format, TABLE, &header(), &rows, ROW, out)?;
             }
             return Ok(0);
         }

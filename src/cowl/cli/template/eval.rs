@@ -1,46 +1,51 @@
 //! Evaluates a template's nodes on data.
 
-use super::parse::{Base, Call, Node, Pipeline, Word};
-use serde_json::{Value, json};
+use super::functions;
+use super::parse::{Base, Call, Meaning, Node, Pipeline, Place, Word};
+use super::types::{Item, LABELS};
+use serde_json::Value;
 
-/// Appends what the nodes print; `dot` is the current value, `root` the whole.
-pub(super) fn run(
-    nodes: &[Node],
-    dot: &Value,
-    root: &Value,
-    out: &mut String,
-) -> Result<(), String> {
+/// Why a template cannot be executed, and where.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) place: Place,
+    pub(super) why: String,
+}
+
+impl Place {
+    fn failed(&self, why: String) -> Failure {
+        let place = self.clone();
+        Failure { place, why }
+    }
+}
+
+/// Appends what the nodes print for the data.
+pub(super) fn run(nodes: &[Node], root: &Item, out: &mut String) -> Result<(), Failure> {
     Scope {
         root,
         variables: Vec::new(),
     }
-    .run(nodes, dot, out)
+    .run(nodes, root, out)
 }
 
-/// The supported functions.
-pub(super) const FUNCTIONS: [&str; 22] = [
-    "json", "lower", "upper", "title", "join", "split", "pad", "truncate", "println", "print",
-    "printf", "len", "index", "eq", "ne", "lt", "le", "gt", "ge", "not", "and", "or",
-];
-
 struct Scope<'d> {
-    root: &'d Value,
-    variables: Vec<(String, Value)>,
+    root: &'d Item,
+    variables: Vec<(String, Item)>,
 }
 
 impl Scope<'_> {
-    fn run(&mut self, nodes: &[Node], dot: &Value, out: &mut String) -> Result<(), String> {
+    fn run(&mut self, nodes: &[Node], dot: &Item, out: &mut String) -> Result<(), Failure> {
         let depth = self.variables.len();
         for node in nodes {
             match node {
                 Node::Text(text) => out.push_str(text),
-                Node::Print(pipeline) => out.push_str(&shown(&self.value(pipeline, dot)?)),
+                Node::Print(pipeline) => out.push_str(&self.value(pipeline, dot)?.shown()),
                 Node::Set(name, pipeline) => {
                     let value = self.value(pipeline, dot)?;
                     self.variables.push((name.clone(), value));
                 }
                 Node::If(condition, body, otherwise) => {
-                    let chosen = if is_true(&self.value(condition, dot)?) {
+                    let chosen = if self.value(condition, dot)?.is_true() {
                         body
                     } else {
                         otherwise
@@ -49,7 +54,7 @@ impl Scope<'_> {
                 }
                 Node::With(condition, body, otherwise) => {
                     let value = self.value(condition, dot)?;
-                    if is_true(&value) {
+                    if value.is_true() {
                         self.run(body, &value, out)?;
                     } else {
                         self.run(otherwise, dot, out)?;
@@ -61,14 +66,15 @@ impl Scope<'_> {
                     body,
                     otherwise,
                 } => {
-                    let items = items(self.value(over, dot)?)?;
+                    let value = self.value(over, dot)?;
+                    let items = value.items().map_err(|why| whole(over).failed(why))?;
                     if items.is_empty() {
                         self.run(otherwise, dot, out)?;
                     }
                     for (key, value) in items {
                         let outer = self.variables.len();
                         if let (Some(name), _) = variables {
-                            self.variables.push((name.clone(), key));
+                            self.variables.push((name.clone(), key.into()));
                         }
                         if let (_, Some(name)) = variables {
                             self.variables.push((name.clone(), value.clone()));
@@ -83,273 +89,94 @@ impl Scope<'_> {
         Ok(())
     }
 
-    fn value(&self, pipeline: &Pipeline, dot: &Value) -> Result<Value, String> {
+    fn value(&self, pipeline: &Pipeline, dot: &Item) -> Result<Item, Failure> {
         let mut last = None;
         for call in pipeline {
             last = Some(self.call(call, last, dot)?);
         }
-        last.ok_or_else(|| "missing value for command".to_owned())
+        // The parser refuses an empty pipeline.
+        Ok(last.unwrap_or_else(|| Value::Null.into()))
     }
 
-    fn call(&self, call: &Call, last: Option<Value>, dot: &Value) -> Result<Value, String> {
+    fn call(&self, call: &Call, last: Option<Item>, dot: &Item) -> Result<Item, Failure> {
+        let Call {
+            function,
+            arguments: words,
+            place,
+        } = call;
+        if let (None, [method, name]) = (function, words.as_slice())
+            && let Meaning::Field(base, fields) = &method.meaning
+            && let Some((LABELS, fields)) =
+                fields.split_last().map(|(last, all)| (last.as_str(), all))
+        {
+            let owner = self.field(base, fields, &method.place, dot)?;
+            let name = self.word(name, dot)?.shown();
+            let label = owner.label(&name).map_err(|why| method.place.failed(why))?;
+            return Ok(label.into());
+        }
+        if let Some(name) = function {
+            let count = words.len() + usize::from(last.is_some());
+            let place = || Place {
+                at: place.at,
+                text: name.clone(),
+            };
+            functions::check(name, count).map_err(|why| place().failed(why))?;
+        }
         let mut arguments = Vec::new();
-        for word in &call.arguments {
+        for word in words {
             arguments.push(self.word(word, dot)?);
         }
         arguments.extend(last);
-        match &call.function {
-            Some(name) => function(name, &arguments),
-            None => match <[Value; 1]>::try_from(arguments) {
-                Ok([value]) => Ok(value),
-                Err(_several) => Err("can't give argument to non-function".to_owned()),
-            },
+        let Some(name) = function else {
+            return match <[Item; 1]>::try_from(arguments) {
+                Ok([item]) => Ok(item),
+                Err(_several) => {
+                    let place = words.first().map_or(place, |word| &word.place);
+                    let why = format!("can't give argument to non-function {}", place.text);
+                    Err(place.failed(why))
+                }
+            };
+        };
+        functions::call(name, &arguments)
+            .map_err(|why| place.failed(format!("error calling {name}: {why}")))
+    }
+
+    fn word(&self, word: &Word, dot: &Item) -> Result<Item, Failure> {
+        match &word.meaning {
+            Meaning::Value(value) => Ok(value.clone().into()),
+            Meaning::Field(base, fields) => self.field(base, fields, &word.place, dot),
         }
     }
 
-    fn word(&self, word: &Word, dot: &Value) -> Result<Value, String> {
-        let (base, fields) = match word {
-            Word::Value(value) => return Ok(value.clone()),
-            Word::Field(base, fields) => (base, fields),
-        };
+    fn field(
+        &self,
+        base: &Base,
+        fields: &[String],
+        place: &Place,
+        dot: &Item,
+    ) -> Result<Item, Failure> {
         let start = match base {
             Base::Dot => dot.clone(),
             Base::Variable(name) if name == "$" => self.root.clone(),
             Base::Variable(name) => {
                 let mut known = self.variables.iter().rev();
                 let found = known.find(|(variable, _)| variable == name);
-                let undefined = || format!("undefined variable \"{name}\"");
+                let undefined = || place.failed(format!("undefined variable \"{name}\""));
                 found.ok_or_else(undefined)?.1.clone()
             }
             Base::Group(pipeline) => self.value(pipeline, dot)?,
         };
-        fields
-            .iter()
-            .try_fold(start, |value, name| field(&value, name))
-    }
-}
-
-fn field(value: &Value, name: &str) -> Result<Value, String> {
-    let Value::Object(fields) = value else {
-        if value.is_null() {
-            return Err(format!("nil pointer evaluating interface {{}}.{name}"));
-        }
-        return Err(format!(
-            "can't evaluate field {name} in type {}",
-            kind(value)
-        ));
-    };
-    let found = fields.get(name).or_else(|| {
         let mut fields = fields.iter();
-        fields
-            .find(|(key, _)| key.eq_ignore_ascii_case(name))
-            .map(|(_, value)| value)
-    });
-    found
-        .cloned()
-        .ok_or_else(|| format!("map has no entry for key \"{name}\""))
-}
-
-/// Keys or indices with their values, a map's sorted by key.
-fn items(value: Value) -> Result<Vec<(Value, Value)>, String> {
-    match value {
-        Value::Null => Ok(Vec::new()),
-        Value::Array(list) => Ok((0..).map(|at: u64| json!(at)).zip(list).collect()),
-        Value::Object(fields) => {
-            let mut items: Vec<_> = fields.into_iter().collect();
-            items.sort_by(|a, b| a.0.cmp(&b.0));
-            Ok(items
-                .into_iter()
-                .map(|(key, value)| (key.into(), value))
-                .collect())
-        }
-        other => Err(format!("range can't iterate over {}", shown(&other))),
+        let end = fields.try_fold(start, |item, name| item.field(name));
+        end.map_err(|why| place.failed(why))
     }
 }
 
-fn function(name: &str, arguments: &[Value]) -> Result<Value, String> {
-    let text = |value: &Value| value.as_str().map_or_else(|| shown(value), str::to_owned);
-    let compared = |a: &Value, b: &Value| match (a.as_f64(), b.as_f64()) {
-        (Some(a), Some(b)) => a.partial_cmp(&b),
-        _ => Some(text(a).cmp(&text(b))),
-    };
-    Ok(match (name, arguments) {
-        ("json", [value]) => {
-            Value::String(serde_json::to_string(value).map_err(|error| error.to_string())?)
-        }
-        ("lower", [value]) => text(value).to_lowercase().into(),
-        ("upper", [value]) => text(value).to_uppercase().into(),
-        ("title", [value]) => title(&text(value)).into(),
-        ("join", [list, separator]) => {
-            let list = items(list.clone())?;
-            let words: Vec<String> = list.iter().map(|(_, word)| text(word)).collect();
-            words.join(&text(separator)).into()
-        }
-        ("split", [value, separator]) => {
-            let value = text(value);
-            let words: Vec<&str> = value.split(&text(separator)).collect();
-            json!(words)
-        }
-        ("pad", [value, before, after]) => {
-            let spaces = |count: &Value| " ".repeat(small(count));
-            format!("{}{}{}", spaces(before), text(value), spaces(after)).into()
-        }
-        ("truncate", [value, length]) => {
-            let kept: String = text(value).chars().take(small(length)).collect();
-            kept.into()
-        }
-        ("println", words) => format!("{}\n", spaced(words)).into(),
-        ("print", words) => spaced(words).into(),
-        ("printf", [format, words @ ..]) => printf(&text(format), words)?.into(),
-        ("len", [value]) => match value {
-            Value::String(text) => json!(text.len()),
-            Value::Null | Value::Array(_) | Value::Object(_) => json!(items(value.clone())?.len()),
-            other => return Err(format!("len of type {}", kind(other))),
-        },
-        ("index", [value, keys @ ..]) => keys.iter().try_fold(value.clone(), index)?,
-        ("eq", [first, others @ ..]) if !others.is_empty() => {
-            json!(
-                others
-                    .iter()
-                    .any(|other| compared(first, other) == Some(std::cmp::Ordering::Equal))
-            )
-        }
-        ("ne", [a, b]) => json!(compared(a, b) != Some(std::cmp::Ordering::Equal)),
-        ("lt", [a, b]) => json!(compared(a, b).is_some_and(std::cmp::Ordering::is_lt)),
-        ("le", [a, b]) => json!(compared(a, b).is_some_and(std::cmp::Ordering::is_le)),
-        ("gt", [a, b]) => json!(compared(a, b).is_some_and(std::cmp::Ordering::is_gt)),
-        ("ge", [a, b]) => json!(compared(a, b).is_some_and(std::cmp::Ordering::is_ge)),
-        ("not", [value]) => json!(!is_true(value)),
-        ("and", [.., last]) => arguments
-            .iter()
-            .find(|value| !is_true(value))
-            .unwrap_or(last)
-            .clone(),
-        ("or", [.., last]) => arguments
-            .iter()
-            .find(|value| is_true(value))
-            .unwrap_or(last)
-            .clone(),
-        _ => {
-            return Err(format!(
-                "wrong number of args for {name}: got {}",
-                arguments.len()
-            ));
-        }
-    })
-}
-
-/// The element at an index or key; an empty value if a map lacks the key.
-#[expect(clippy::needless_pass_by_value, reason = "the step of a fold")]
-fn index(value: Value, key: &Value) -> Result<Value, String> {
-    match &value {
-        Value::Array(list) => {
-            let at = small(key);
-            let out = || format!("index out of range: {at}");
-            list.get(at).cloned().ok_or_else(out)
-        }
-        Value::Object(fields) => {
-            let key = key.as_str().unwrap_or_default();
-            Ok(fields.get(key).cloned().unwrap_or(Value::Null))
-        }
-        other => Err(format!("can't index item of type {}", kind(other))),
-    }
-}
-
-/// A count, bounded to a sensible size.
-fn small(value: &Value) -> usize {
-    value
-        .as_u64()
-        .and_then(|count| usize::try_from(count).ok())
-        .map_or(0, |count| count.min(4096))
-}
-
-fn spaced(words: &[Value]) -> String {
-    let words: Vec<String> = words.iter().map(shown).collect();
-    words.join(" ")
-}
-
-fn title(text: &str) -> String {
-    let mut chars = text.chars();
-    chars.next().map_or_else(String::new, |first| {
-        first.to_uppercase().chain(chars).collect()
-    })
-}
-
-/// `%s %d %v %q %t %x %%`, with a width and `-` for left alignment.
-fn printf(format: &str, words: &[Value]) -> Result<String, String> {
-    let mut out = String::new();
-    let mut words = words.iter();
-    let mut chars = format.chars().peekable();
-    while let Some(c) = chars.next() {
-        if c != '%' {
-            out.push(c);
-            continue;
-        }
-        let mut spec = String::new();
-        while let Some(c) = chars.next_if(|c| c.is_ascii_digit() || *c == '-') {
-            spec.push(c);
-        }
-        let verb = chars.next().ok_or("printf: %!(NOVERB)")?;
-        if verb == '%' {
-            out.push('%');
-            continue;
-        }
-        let word = words.next().ok_or_else(|| format!("%!{verb}(MISSING)"))?;
-        let text = match verb {
-            's' | 'd' | 'v' | 't' => shown(word),
-            'q' => json!(shown(word)).to_string(),
-            'x' => format!("{:x}", word.as_u64().unwrap_or_default()),
-            other => return Err(format!("printf: unknown verb %{other}")),
-        };
-        let left = spec.starts_with('-');
-        let width: usize = spec.trim_start_matches('-').parse().unwrap_or(0);
-        let padding = " ".repeat(width.min(4096).saturating_sub(text.chars().count()));
-        if left {
-            out.extend([text, padding]);
-        } else {
-            out.extend([padding, text]);
-        }
-    }
-    Ok(out)
-}
-
-fn is_true(value: &Value) -> bool {
-    match value {
-        Value::Null => false,
-        Value::Bool(set) => *set,
-        Value::Number(number) => number.as_f64() != Some(0.0),
-        Value::String(text) => !text.is_empty(),
-        Value::Array(list) => !list.is_empty(),
-        Value::Object(fields) => !fields.is_empty(),
-    }
-}
-
-fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "nil",
-        Value::Bool(_) => "bool",
-        Value::Number(_) => "float64",
-        Value::String(_) => "string",
-        Value::Array(_) => "[]interface {}",
-        Value::Object(_) => "map[string]interface {}",
-    }
-}
-
-/// As Go's `%v`.
-fn shown(value: &Value) -> String {
-    match value {
-        Value::Null => "<no value>".to_owned(),
-        Value::Bool(set) => set.to_string(),
-        Value::Number(number) => number.to_string(),
-        Value::String(text) => text.clone(),
-        Value::Array(list) => format!("[{}]", spaced(list)),
-        Value::Object(fields) => {
-            let mut pairs: Vec<String> = fields
-                .iter()
-                .map(|(key, value)| format!("{key}:{}", shown(value)))
-                .collect();
-            pairs.sort();
-            format!("map[{}]", pairs.join(" "))
-        }
+/// The place of a whole pipeline.
+fn whole(pipeline: &Pipeline) -> Place {
+    let calls = pipeline.iter().map(|call| call.place.text.as_str());
+    Place {
+        at: pipeline.first().map_or(0, |call| call.place.at),
+        text: calls.collect::<Vec<_>>().join(" | "),
     }
 }

@@ -1,6 +1,6 @@
 //! Parses a template's text into nodes.
 
-use super::eval::FUNCTIONS;
+use super::functions;
 use serde_json::{Value, json};
 
 /// How deep parentheses and blocks may be nested.
@@ -32,10 +32,26 @@ pub(super) type Pipeline = Vec<Call>;
 pub(super) struct Call {
     pub(super) function: Option<String>,
     pub(super) arguments: Vec<Word>,
+    pub(super) place: Place,
+}
+
+/// Where errors say that a part of a template is.
+#[derive(Debug, Clone)]
+pub(super) struct Place {
+    /// Offset in the template's text.
+    pub(super) at: usize,
+    /// The part as Go prints it.
+    pub(super) text: String,
 }
 
 #[derive(Debug, Clone)]
-pub(super) enum Word {
+pub(super) struct Word {
+    pub(super) meaning: Meaning,
+    pub(super) place: Place,
+}
+
+#[derive(Debug, Clone)]
+pub(super) enum Meaning {
     Value(Value),
     /// The base value, and the names of the fields.
     Field(Base, Vec<String>),
@@ -52,9 +68,16 @@ pub(super) enum Base {
 enum Piece {
     Text(String),
     /// With the line that it begins on.
-    Action(String, usize),
+    Action(Source, usize),
     /// An unterminated action, and why.
     Broken(String, usize),
+}
+
+/// The text of an action or of its end, and the offset in the template where it ends.
+#[derive(Clone)]
+struct Source {
+    text: String,
+    end: usize,
 }
 
 /// Why a template is malformed, and the line.
@@ -72,7 +95,7 @@ pub(super) fn parse(text: &str) -> Result<Vec<Node>, Malformed> {
     };
     let parsed = parser.block(0).and_then(|(nodes, end)| match end {
         None => Ok(nodes),
-        Some(end) => Err(format!("unexpected {{{{{end}}}}}")),
+        Some(Source { text, .. }) => Err(format!("unexpected {{{{{text}}}}}")),
     });
     parsed.map_err(|why| Malformed {
         line: parser.line,
@@ -106,7 +129,13 @@ fn split(text: &str) -> Vec<Piece> {
         };
         let before = if left { before.trim_end() } else { before };
         pieces.push(Piece::Text(before.to_owned()));
-        pieces.push(Piece::Action(inner.trim().to_owned(), line));
+        let end = text.len() - next.len() - "}}".len() - if right { " -".len() } else { 0 };
+        let spaces = inner.len() - inner.trim_end().len();
+        let source = Source {
+            text: inner.trim().to_owned(),
+            end: end - spaces,
+        };
+        pieces.push(Piece::Action(source, line));
         (rest, trim) = (next, right);
     }
     let rest = if trim { rest.trim_start() } else { rest };
@@ -163,47 +192,54 @@ struct Parser {
 
 impl Parser {
     /// Parses nodes up to the action that ends the block; returns that too.
-    fn block(&mut self, depth: usize) -> Result<(Vec<Node>, Option<String>), String> {
+    fn block(&mut self, depth: usize) -> Result<(Vec<Node>, Option<Source>), String> {
         if depth > DEPTH {
             return Err("nested too deeply".to_owned());
         }
         let outer = self.variables.len();
         let mut nodes = Vec::new();
         while let Some(piece) = self.pieces.next() {
-            let action = match piece {
+            let source = match piece {
                 Piece::Text(text) => {
                     if !text.is_empty() {
                         nodes.push(Node::Text(text));
                     }
                     continue;
                 }
-                Piece::Action(action, line) => {
+                Piece::Action(source, line) => {
                     self.line = line;
-                    action
+                    source
                 }
                 Piece::Broken(why, line) => {
                     self.line = line;
                     return Err(why);
                 }
             };
+            let Source { text: action, end } = &source;
             let (word, rest) = action
                 .split_once(char::is_whitespace)
-                .unwrap_or((&action, ""));
+                .unwrap_or((action, ""));
             match word {
                 "end" | "else" => {
                     self.variables.truncate(outer);
-                    return Ok((nodes, Some(action)));
+                    return Ok((nodes, Some(source)));
                 }
-                "if" | "with" | "range" => nodes.push(self.branch(word, rest, depth)?),
+                "if" | "with" | "range" => nodes.push(self.branch(word, rest, *end, depth)?),
                 _ if action.starts_with("/*") => {}
-                _ => nodes.push(self.statement(&action)?),
+                _ => nodes.push(self.statement(action, *end)?),
             }
         }
         Ok((nodes, None))
     }
 
-    /// `if`, `with` or `range` with its blocks.
-    fn branch(&mut self, word: &str, condition: &str, depth: usize) -> Result<Node, String> {
+    /// `if`, `with` or `range` with its blocks; the condition ends at an offset.
+    fn branch(
+        &mut self,
+        word: &str,
+        condition: &str,
+        end: usize,
+        depth: usize,
+    ) -> Result<Node, String> {
         let outer = self.variables.len();
         let (names, over) = match condition.split_once(":=") {
             Some((names, over)) if word == "range" && names.trim_start().starts_with('$') => {
@@ -211,7 +247,10 @@ impl Parser {
             }
             _ => (None, condition),
         };
-        let over = self.pipeline(over)?;
+        if over.is_empty() {
+            return Err(format!("missing value for {word}"));
+        }
+        let over = self.pipeline(over, end)?;
         let mut names = names
             .into_iter()
             .flat_map(|names| names.split(','))
@@ -240,35 +279,36 @@ impl Parser {
     fn blocks(&mut self, depth: usize) -> Result<(Vec<Node>, Vec<Node>), String> {
         let eof = || "unexpected EOF".to_owned();
         let (body, end) = self.block(depth + 1)?;
-        let end = end.ok_or_else(eof)?;
-        if end == "end" {
+        let Source { text, end } = end.ok_or_else(eof)?;
+        if text == "end" {
             return Ok((body, Vec::new()));
         }
-        if let Some(more) = end.strip_prefix("else if ") {
-            return Ok((body, vec![self.branch("if", more, depth + 1)?]));
+        if let Some(more) = text.strip_prefix("else if ") {
+            return Ok((body, vec![self.branch("if", more, end, depth + 1)?]));
         }
         let (nodes, end) = self.block(depth + 1)?;
-        if end.ok_or_else(eof)? != "end" {
+        if end.ok_or_else(eof)?.text != "end" {
             return Err("unexpected {{else}}".to_owned());
         }
         Ok((body, nodes))
     }
 
-    fn statement(&mut self, action: &str) -> Result<Node, String> {
+    fn statement(&mut self, action: &str, end: usize) -> Result<Node, String> {
         if action.starts_with('$')
             && let Some((name, value)) = action.split_once(":=")
         {
-            let value = self.pipeline(value)?;
+            let value = self.pipeline(value, end)?;
             let name = name.trim().to_owned();
             self.variables.push(name.clone());
             return Ok(Node::Set(name, value));
         }
-        Ok(Node::Print(self.pipeline(action)?))
+        Ok(Node::Print(self.pipeline(action, end)?))
     }
 
-    fn pipeline(&self, text: &str) -> Result<Pipeline, String> {
+    fn pipeline(&self, text: &str, end: usize) -> Result<Pipeline, String> {
         let mut reader = Reader {
             rest: text,
+            end,
             variables: &self.variables,
         };
         let calls = reader.pipeline(0)?;
@@ -281,6 +321,8 @@ impl Parser {
 
 struct Reader<'t> {
     rest: &'t str,
+    /// The offset where `rest` ends.
+    end: usize,
     variables: &'t [String],
 }
 
@@ -303,6 +345,8 @@ impl Reader<'_> {
     fn call(&mut self, depth: usize) -> Result<Call, String> {
         let mut function = None;
         let mut arguments = Vec::new();
+        self.rest = self.rest.trim_start();
+        let at = self.at();
         loop {
             self.rest = self.rest.trim_start();
             let Some(first) = self.rest.chars().next() else {
@@ -311,13 +355,19 @@ impl Reader<'_> {
             match first {
                 '|' | ')' => break,
                 c if c.is_alphabetic() => {
+                    let at = self.at();
                     let name = self.take(|c| c.is_alphanumeric() || c == '_');
+                    let mut constant = |value| {
+                        let (meaning, text) = (Meaning::Value(value), name.clone());
+                        let place = Place { at, text };
+                        arguments.push(Word { meaning, place });
+                    };
                     match name.as_str() {
-                        "true" => arguments.push(Word::Value(json!(true))),
-                        "false" => arguments.push(Word::Value(json!(false))),
-                        "nil" => arguments.push(Word::Value(Value::Null)),
+                        "true" => constant(json!(true)),
+                        "false" => constant(json!(false)),
+                        "nil" => constant(Value::Null),
                         known
-                            if FUNCTIONS.contains(&known)
+                            if functions::is_known(known)
                                 && function.is_none()
                                 && arguments.is_empty() =>
                         {
@@ -333,28 +383,61 @@ impl Reader<'_> {
         if function.is_none() && arguments.is_empty() {
             return Err("missing value for command".to_owned());
         }
+        let words = arguments.iter().map(|word| &word.place.text);
+        let words: Vec<_> = function.iter().chain(words).cloned().collect();
         Ok(Call {
             function,
             arguments,
+            place: Place {
+                at,
+                text: words.join(" "),
+            },
         })
     }
 
+    /// The offset of `rest`.
+    fn at(&self) -> usize {
+        self.end - self.rest.len()
+    }
+
     fn word(&mut self, first: char, depth: usize) -> Result<Word, String> {
+        let whole = self.rest;
+        let mut at = self.at();
+        let meaning = self.meaning(first, depth)?;
+        let length = whole.len() - self.rest.len();
+        let text = whole.get(..length).unwrap_or_default().to_owned();
+        // Go counts a chain of fields from its second link.
+        if let Meaning::Field(_, fields) = &meaning
+            && !fields.is_empty()
+        {
+            let skipped = usize::from(first == '.');
+            let chain: usize = fields.iter().skip(skipped).map(|name| name.len() + 1).sum();
+            if chain > 0 {
+                at += length - chain;
+            }
+        }
+        Ok(Word {
+            meaning,
+            place: Place { at, text },
+        })
+    }
+
+    fn meaning(&mut self, first: char, depth: usize) -> Result<Meaning, String> {
         match first {
-            '"' | '`' => self.quoted(first).map(Word::Value),
+            '"' | '`' => self.quoted(first).map(Meaning::Value),
             '-' | '0'..='9' => {
                 let text = self.take(|c| c.is_ascii_digit() || matches!(c, '-' | '.'));
                 serde_json::from_str(&text)
-                    .map(Word::Value)
+                    .map(Meaning::Value)
                     .map_err(|_syntax| format!("bad number syntax: \"{text}\""))
             }
-            '.' => Ok(Word::Field(Base::Dot, self.fields())),
+            '.' => Ok(Meaning::Field(Base::Dot, self.fields())),
             '$' => {
                 let name = self.take(|c| c.is_alphanumeric() || matches!(c, '_' | '$'));
                 if name != "$" && !self.variables.contains(&name) {
                     return Err(format!("undefined variable \"{name}\""));
                 }
-                Ok(Word::Field(Base::Variable(name), self.fields()))
+                Ok(Meaning::Field(Base::Variable(name), self.fields()))
             }
             '(' => {
                 self.rest = self.rest.get(1..).unwrap_or_default();
@@ -364,7 +447,7 @@ impl Reader<'_> {
                     .trim_start()
                     .strip_prefix(')')
                     .ok_or("unclosed left paren")?;
-                Ok(Word::Field(Base::Group(group), self.fields()))
+                Ok(Meaning::Field(Base::Group(group), self.fields()))
             }
             other => Err(format!("unexpected \"{other}\" in command")),
         }

@@ -57,10 +57,16 @@ fn malformed_template_has_dockers_text_and_exit_code() {
 #[test]
 fn template_with_a_missing_field_ends_with_1() {
     let cowl = Cowl::with_store();
-    let missing = "template: map has no entry for key \"Nosuch\"";
-    for command in ["version", "info"] {
-        cowl.refused(&[command, "--format", "{{.Nosuch}}"], 1, missing);
+    for (command, name) in [("version", "version"), ("info", "")] {
+        let missing = format!(
+            "template: {name}:1:2: executing \"{name}\" at <.Nosuch>: \
+             map has no entry for key \"Nosuch\""
+        );
+        cowl.refused(&[command, "--format", "{{.Nosuch}}"], 1, &missing);
     }
+    let missing = "failed to execute template: template: :1:2: executing \"\" at <.Nosuch>: \
+                   can't evaluate field Nosuch in type *formatter.ContainerContext";
+    cowl.refused(&["ps", "--format", "{{.Nosuch}}"], 1, missing);
     let output = cowl.run(&["inspect", "--format", "{{.Id}}", "nosuch"]);
     // As in Docker: an empty line, and the error.
     assert_eq!(output.stdout, b"\n");
