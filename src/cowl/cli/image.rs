@@ -294,8 +294,9 @@ pub(super) fn rmi(engine: &Engine, args: &Rmi, out: &mut Stdout) -> Result<u8> {
             }
         }
         match done {
-            // As in Docker, with -f a missing image is reported but is not a failure.
-            Err(error) if args.force && error.kind() == Kind::NotFound => {
+            // As in Docker, with -f a missing image is reported but is not a failure. No image has
+            // the empty name.
+            Err(error) if args.force && (error.kind() == Kind::NotFound || name.is_empty()) => {
                 print_error(&error);
                 Ok(())
             }

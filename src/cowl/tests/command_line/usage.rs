@@ -196,6 +196,11 @@ fn missing_objects_are_named() {
     cowl.refused(&["rmi", "-f", "nosuch"], 0, &image("nosuch:latest"));
     cowl.refused(&["image", "rm", "-f", "no:1"], 0, &image("no:1"));
     cowl.refused(
+        &["rmi", "-f", ""],
+        0,
+        "\"\" is not an image name: it is empty",
+    );
+    cowl.refused(
         &["rmi", "-f", "nosuch", "Shop"],
         1,
         "No such image: nosuch:latest\ncowl: \"Shop\" is not an image name: capitals are allowed in tags only",
