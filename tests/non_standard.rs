@@ -12,6 +12,7 @@ use cowl_tests::command::{python, shell};
 use cowl_tests::host::io_modes;
 use cowl_tests::profile::{directory, root, user};
 use cowl_tests::requests::{SYNCFS, during, worker};
+use cowl_tests::skip::skip;
 use cowl_tests::store::{Mount, Store};
 
 /// In every I/O mode that the test's mounts can have.
@@ -355,6 +356,38 @@ fn write_by_root_to_a_file_with_a_capability_drops_setgid_too() {
             );
             assert_eq!(mode(&path), 0o755);
             assert_eq!(shell(mount.path(), "getfattr -d -m - file", [""; 0]), "");
+        });
+    });
+}
+
+/// ext4 has room for all of a file's attributes in its inode and one block. The mark takes some.
+#[test]
+fn copy_up_of_a_file_whose_xattrs_leave_no_room_for_the_mark_gives_enospc() {
+    const CONTENT: &str = r"
+echo text > full; echo text > other
+value() { head -c $1 /dev/zero | tr '\0' x; }
+setfattr -n user.a -v $(value 60) full
+size=4096
+until setfattr -n user.b -v $(value $size) full 2>/dev/null; do size=$((size - 4)); done
+setfattr -n user.a -v $(value 60) other
+setfattr -n user.b -v $(value $((size - 100))) other
+";
+    root(|| {
+        if shell(&directory(), "stat -f -c %T .", [""; 0]).trim() != "ext2/ext3" {
+            return skip("the upper is not on ext4");
+        }
+        with_mount(CONTENT, |mount| {
+            // Without requests for opens, the first write copies the file up.
+            let append = |name: &str| {
+                let opened = File::options().append(true).open(mount.path().join(name));
+                let written = opened.and_then(|mut file| {
+                    file.write_all(b"x")?;
+                    file.sync_all()
+                });
+                written.map_err(|error| error.raw_os_error())
+            };
+            assert_eq!(append("full"), Err(Some(28)), "ENOSPC");
+            assert_eq!(append("other"), Ok(()));
         });
     });
 }
