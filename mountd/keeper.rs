@@ -222,7 +222,7 @@ fn order(
     order.add(Role::Counters, counters);
     order.add(Role::Tree, files.take(Role::Tree)?);
     order.add(Role::Objects, objects);
-    for role in [Role::Upper, Role::Work, Role::VolatileWork] {
+    for role in [Role::Upper, Role::Work, Role::VolatileWork, Role::Control] {
         if let Some(directory) = files.take_if_any(role) {
             order.add(role, directory);
         }

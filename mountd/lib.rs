@@ -7,6 +7,7 @@
     )
 )]
 
+mod control;
 pub mod counters;
 pub mod dropin;
 mod failure;

@@ -24,7 +24,7 @@ use crate::failure::{OrFail, failure};
 use crate::fuse::{Agreed, Connection, Dispatcher, End, Owners, Server, Wanted, probe_backing};
 use crate::journal::Journal;
 use crate::overlay::{Config, LowerParts, Overlay, Rules, UpperDirs};
-use crate::process;
+use crate::{control, process};
 
 /// `OVERLAYFS_SUPER_MAGIC` and `FUSE_SUPER_MAGIC`: files of filesystems that stand on others may
 /// not back a mount that others stand on.
@@ -46,7 +46,8 @@ pub(crate) fn serve_to_the_end(socket: OwnedFd) -> bool {
 }
 
 fn serve(socket: OwnedFd) -> Result<End, MountFailed> {
-    let mount = reporting(socket.as_fd(), prepare(socket.as_fd()))?;
+    let mut mount = reporting(socket.as_fd(), prepare(socket.as_fd()))?;
+    let control = mount.control.take();
     let Mount {
         connection,
         overlay,
@@ -55,6 +56,7 @@ fn serve(socket: OwnedFd) -> Result<End, MountFailed> {
         owners,
         journal,
         lease: _held,
+        control: _,
     } = &mount;
     let needed = needed(overlay.is_writable(), *io_mode);
     // While there is one thread, and before the keeper is told. A successor begins where its
@@ -68,6 +70,13 @@ fn serve(socket: OwnedFd) -> Result<End, MountFailed> {
         Dispatcher::new(overlay, connection, owners).or_fail("cannot tell our capabilities");
     let dispatcher = reporting(socket.as_fd(), dispatcher)?;
     let server = Server::new(connection, dispatcher, counters, journal.as_ref());
+    if let Some(control) = control {
+        let started = control::start(control, server.gate(), *io_mode);
+        reporting(
+            socket.as_fd(),
+            started.or_fail("cannot answer on the control socket"),
+        )?;
+    }
     let ready = Message::WorkerReady(WorkerReady { io_mode: *io_mode });
     server
         .run(move || send(socket.as_fd(), &ready, &[]).map_err(io::Error::other))
@@ -125,6 +134,8 @@ struct Mount {
     journal: Option<Arc<Journal>>,
     /// The lock lives as long as this process or its keeper.
     lease: OwnedFd,
+    /// Where engines ask.
+    control: Option<OwnedFd>,
 }
 
 fn prepare(socket: BorrowedFd<'_>) -> Result<Mount, MountFailed> {
@@ -136,6 +147,7 @@ fn prepare(socket: BorrowedFd<'_>) -> Result<Mount, MountFailed> {
     let lease = files.take(Role::Lease)?;
     let counters = files.take(Role::Counters)?;
     let counters = Counters::map(counters.as_fd()).or_fail("cannot map the request counters")?;
+    let control = files.take_if_any(Role::Control);
     let journal = files.take_if_any(Role::Journal);
     let journal = journal.map(|memory| Journal::map(memory.as_fd()).map(Arc::new));
     let journal = journal.transpose().or_fail("cannot map the journal")?;
@@ -207,6 +219,7 @@ fn prepare(socket: BorrowedFd<'_>) -> Result<Mount, MountFailed> {
         owners: Owners(request.ids),
         journal,
         lease,
+        control,
     })
 }
 

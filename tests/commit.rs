@@ -481,22 +481,6 @@ fn a_running_container_is_read_as_it_is_as_root() {
     root(|| a_running_container_is_read_as_it_is());
 }
 
-#[test]
-fn a_running_container_that_cannot_be_paused_is_not_read_as_user() {
-    user(|| {
-        let store = shop("store");
-        store.ok(["run", "-d", "--name", "web", "shop", "sleep", "1000"]);
-        let why = store.run(["pause", "web"]).refused(1);
-        let why = why.rsplit(": ").next().unwrap();
-        for command in [&["diff", "web"][..], &["commit", "web", "live"]] {
-            let refusal = store.run(command).refused(1);
-            assert!(refusal.contains("cannot read the files"), "{refusal}");
-            assert!(refusal.ends_with(why), "{refusal}");
-        }
-        store.ok(["rm", "-f", "web"]);
-    });
-}
-
 /// Locks of a mount that has just ended, and of another command that tests them: each lock in turn
 /// is held.
 #[test]

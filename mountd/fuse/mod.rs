@@ -3,7 +3,7 @@
 //! `negotiate` leaves INIT to `fuser`; from then on the threads of `threads` read requests into an
 //! `inbox` and `serve` answers them: `decode` says what is asked, `dispatch` has the overlay do
 //! it, `reply` writes the answer, `owners` maps owners, and `backing` hands host files to the
-//! kernel. The worker sets it up.
+//! kernel; `gate` has changes wait while the engine reads the upper. The worker sets it up.
 //!
 //! Invariant: no struct of the kernel leaves this module, and no rule of the filesystem enters it.
 //! Any bytes read from the connection are answered or logged, never a panic.
@@ -22,6 +22,7 @@ mod buffer;
 mod decode;
 mod dispatch;
 mod files;
+mod gate;
 mod inbox;
 mod negotiate;
 mod notify;
@@ -35,6 +36,7 @@ mod wire;
 
 pub(crate) use backing::probe as probe_backing;
 pub(crate) use dispatch::Dispatcher;
+pub(crate) use gate::ChangeGate;
 pub(crate) use negotiate::{Agreed, Connection, Wanted};
 pub(crate) use owners::Owners;
 pub(crate) use serve::Server;

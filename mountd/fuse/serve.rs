@@ -12,6 +12,7 @@ use rustix::io::Errno;
 
 use super::decode::{Dialect, Header, Malformed};
 use super::dispatch::{Answer, Dispatcher};
+use super::gate::{ChangeGate, is_change};
 use super::inbox::Inbox;
 use super::negotiate::{Connection, MAX_WRITE};
 use super::notify;
@@ -38,6 +39,7 @@ pub(crate) struct Server<'m> {
     counters: &'m Counters,
     /// Where requests are read to for a successor.
     journal: Option<&'m Arc<Journal>>,
+    gate: Arc<ChangeGate>,
 }
 
 impl<'m> Server<'m> {
@@ -54,7 +56,13 @@ impl<'m> Server<'m> {
             dispatcher,
             counters,
             journal,
+            gate: Arc::default(),
         }
+    }
+
+    /// What its changes pass.
+    pub(crate) fn gate(&self) -> Arc<ChangeGate> {
+        Arc::clone(&self.gate)
     }
 
     /// Serves until the connection ends. `started` is called once requests are being read.
@@ -152,6 +160,7 @@ impl<'m> Server<'m> {
             Errno::INVAL
         };
         let operation = header.operation(request, self.dialect).map_err(malformed)?;
+        let _change = is_change(&operation).then(|| self.gate.pass());
         if let Some(unanswered) = unanswered
             && self
                 .dispatcher

@@ -529,26 +529,26 @@ fn history_human_false_has_bytes_and_dates() {
 }
 
 #[test]
-fn commit_pause_false_is_refused_of_a_running_container() {
+fn commit_pause_false_works_of_a_running_container() {
     root(|| {
         let doors = Doors::open();
-        let _running = Detached::start(&doors.store, "running", &[], "sleep 1000");
+        let running = Detached::start(&doors.store, "running", &[], "sleep 1000");
+        running.exec("echo kept > /kept");
         for arguments in [
-            ["commit", "--pause=false", "running"],
-            ["commit", "-p=false", "running"],
+            ["commit", "--pause=false", "running", "live"],
+            ["commit", "-p=false", "running", "live"],
+            ["commit", "--pause", "running", "live"],
         ] {
-            let refused = doors.store.run(arguments);
-            assert!(
-                refused.stderr.contains("pause=false is not supported"),
-                "{refused}"
-            );
-            let docker = doors.server.run(arguments);
-            assert!(
-                docker.stderr.contains("pause=false is not supported"),
-                "{docker}"
-            );
+            for docker in [false, true] {
+                if docker {
+                    doors.server.ok(arguments);
+                } else {
+                    doors.store.ok(arguments);
+                }
+                let kept = doors.store.ok(["run", "--rm", "live", "cat", "/kept"]);
+                assert_eq!(kept, "kept\n", "{arguments:?} docker {docker}");
+            }
         }
-        doors.store.ok(["commit", "--pause", "running"]);
     });
 }
 

@@ -5,7 +5,7 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus};
@@ -206,6 +206,21 @@ impl Image {
         choice: IoModeChoice,
         upper: Option<&str>,
     ) -> Result<Mount, MountError> {
+        self.try_mount_with(choice, upper, None)
+    }
+
+    /// A mount whose worker answers on `control`.
+    pub fn mount_controlled(&self, choice: IoModeChoice, name: &str, control: &OwnedFd) -> Mount {
+        let control = Some(control.as_fd());
+        self.try_mount_with(choice, Some(name), control).unwrap()
+    }
+
+    fn try_mount_with(
+        &self,
+        choice: IoModeChoice,
+        upper: Option<&str>,
+        control: Option<BorrowedFd<'_>>,
+    ) -> Result<Mount, MountError> {
         let _alone = ALONE.lock();
         if self.is_layers {
             return Ok(self.mount_layers(choice, upper.unwrap()));
@@ -233,6 +248,7 @@ impl Image {
                 work: work.as_fd(),
                 volatile: false,
             }),
+            control,
             log: Some(log.as_fd()),
         };
         handover::mount(Path::new(PROGRAM), &sources).map(

@@ -46,6 +46,8 @@ pub struct MountSources<'fd> {
     pub lease: BorrowedFd<'fd>,
     /// Where changes go; none makes the mount read-only.
     pub upper: Option<UpperSource<'fd>>,
+    /// Where the worker can be asked to hold changes back ([`listen`](super::listen)).
+    pub control: Option<BorrowedFd<'fd>>,
     /// Where keeper and worker write their log lines, opened for appending; none discards them.
     pub log: Option<BorrowedFd<'fd>>,
 }
@@ -161,6 +163,10 @@ fn ask(
         roles.extend([Role::Upper, of_work]);
         descriptors.extend([upper, work]);
     }
+    if let Some(control) = sources.control {
+        roles.push(Role::Control);
+        descriptors.push(control);
+    }
     let request = MountRequest {
         name: sources.name.to_owned(),
         chain: sources.chain,
@@ -231,6 +237,7 @@ mod tests {
                 objects: file.as_fd(),
                 lease: file.as_fd(),
                 upper: None,
+                control: None,
                 log: None,
             };
             let (_, mount) = ask(ours.as_fd(), &sources).unwrap().unwrap();

@@ -111,6 +111,8 @@ pub fn encode(message: &Message) -> Result<Vec<u8>, HandoverError> {
         Message::MountFailed(it) => (3, 1, payload_of(it)?),
         Message::WorkerRequest(it) => (4, 2, payload_of(it)?),
         Message::WorkerReady(it) => (5, 1, payload_of(it)?),
+        Message::HoldChanges(it) => (6, 1, payload_of(it)?),
+        Message::ChangesHeld(it) => (7, 1, payload_of(it)?),
     };
     let bytes = PROTOCOL.encode(kind, version, &payload);
     let bytes = bytes.ok_or(HandoverError::TooLong(payload.len()))?;
@@ -141,6 +143,8 @@ fn read_record(kind: u16, version: u16, payload: &[u8]) -> Result<Option<Message
         (3, 1) => Message::MountFailed(whole(payload)?),
         (4, 2) => Message::WorkerRequest(whole(payload)?),
         (5, 1) => Message::WorkerReady(whole(payload)?),
+        (6, 1) => Message::HoldChanges(whole(payload)?),
+        (7, 1) => Message::ChangesHeld(whole(payload)?),
         _ if kind & OPTIONAL != 0 => return Ok(None),
         _ => return Err(HandoverError::Record { kind, version }),
     }))

@@ -36,6 +36,8 @@ pub enum Role {
     /// [`Work`](Self::Work) of an upper that is dropped if the machine boots again: nothing is
     /// synced.
     VolatileWork,
+    /// A listening socket, over which the engine can have changes held ([`Hold`](super::Hold)).
+    Control,
 }
 
 impl fmt::Display for Role {
@@ -51,6 +53,7 @@ impl fmt::Display for Role {
             Self::Counters => "request counters",
             Self::Journal => "journal",
             Self::VolatileWork => "volatile work directory",
+            Self::Control => "control socket",
         })
     }
 }
@@ -159,8 +162,8 @@ impl FromStr for IoModeChoice {
 }
 
 /// Asks for a mount of one merged tree. With it: [`Role::Tree`], [`Role::Objects`],
-/// [`Role::Lease`] and, for a writable mount, [`Role::Upper`] and either [`Role::Work`] or
-/// [`Role::VolatileWork`].
+/// [`Role::Lease`] and, for a writable mount, [`Role::Upper`], either [`Role::Work`] or
+/// [`Role::VolatileWork`], and perhaps [`Role::Control`].
 #[derive(Clone, Debug, Eq, PartialEq, Encode, Decode)]
 pub struct MountRequest {
     /// The mount's name in log lines, and its source in `/proc/self/mountinfo`: an image or a
@@ -215,8 +218,8 @@ impl std::error::Error for MountFailed {}
 /// Asks the worker to serve a mount. With it: [`Role::Fuse`], [`Role::Counters`], [`Role::Tree`],
 /// [`Role::Objects`] (a read-only clone where the kernel allows one), [`Role::Lease`] (the
 /// keeper's open file, so the lock lasts until both have closed it), for a writable mount
-/// [`Role::Upper`] and its work directory, and where memory for it could be had [`Role::Journal`]:
-/// if a worker has negotiated INIT before, it says what came of it.
+/// [`Role::Upper`], its work directory and what came of [`Role::Control`], and where memory for it
+/// could be had [`Role::Journal`]: if a worker has negotiated INIT before, it says what came of it.
 #[derive(Clone, Debug, Eq, PartialEq, Encode, Decode)]
 pub struct WorkerRequest {
     /// As in [`MountRequest`].
@@ -241,6 +244,18 @@ pub struct WorkerReady {
     pub io_mode: IoMode,
 }
 
+/// Asks the worker to hold changes back as long as the connection is open; or, if it does, whether
+/// it has done so all the time.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Encode, Decode)]
+pub struct HoldChanges;
+
+/// The worker holds changes back. If it does not, it closes the connection instead.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Encode, Decode)]
+pub struct ChangesHeld {
+    /// The I/O mode in effect, which says what passes the worker by.
+    pub io_mode: IoMode,
+}
+
 /// Any of the messages.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Message {
@@ -254,6 +269,10 @@ pub enum Message {
     WorkerRequest(WorkerRequest),
     /// Worker to keeper.
     WorkerReady(WorkerReady),
+    /// Engine to worker.
+    HoldChanges(HoldChanges),
+    /// Worker to engine.
+    ChangesHeld(ChangesHeld),
 }
 
 impl Message {
@@ -264,7 +283,10 @@ impl Message {
             Self::MountRequest(request) => &request.roles,
             Self::MountReady(ready) => &ready.roles,
             Self::WorkerRequest(request) => &request.roles,
-            Self::MountFailed(_) | Self::WorkerReady(_) => &[],
+            Self::MountFailed(_)
+            | Self::WorkerReady(_)
+            | Self::HoldChanges(_)
+            | Self::ChangesHeld(_) => &[],
         }
     }
 
@@ -277,6 +299,8 @@ impl Message {
             Self::MountFailed(_) => "mount failure",
             Self::WorkerRequest(_) => "worker request",
             Self::WorkerReady(_) => "worker reply",
+            Self::HoldChanges(_) => "hold request",
+            Self::ChangesHeld(_) => "hold reply",
         }
     }
 }

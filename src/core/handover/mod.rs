@@ -1,5 +1,5 @@
-//! The messages that make a mount: between the engine and the keeper, and between the keeper and
-//! its worker.
+//! The messages that make a mount, between the engine and the keeper, and between the keeper and
+//! its worker; and those by which the engine has a worker hold changes back.
 //!
 //! A message is one datagram of a `SOCK_SEQPACKET` socket and carries its descriptors
 //! (`SCM_RIGHTS`). Keeper and worker are started with their end of the socket as descriptor 0.
@@ -22,19 +22,33 @@
 //! Either answer can be a [`MountFailed`]. After [`MountReady`] the keeper closes its descriptor
 //! of the mount and then its end of the socket, which the engine waits for: a mount with an open
 //! descriptor cannot be unmounted.
+//!
+//! A worker that was given a listening socket ([`Role::Control`]) answers any later engine on it:
+//!
+//! ```text
+//!   engine                                                            worker
+//!     | -------------- HoldChanges --------------------------------------->| changes wait
+//!     | <------------- ChangesHeld ----------------------------------------|
+//!     |                   reads the upper                                  |
+//!     | -------------- HoldChanges --------------------------------------->|
+//!     | <------------- ChangesHeld: nothing has changed meanwhile ---------|
+//!     X closes                                                             | changes go on
+//! ```
 
 mod client;
 mod codec;
+mod hold;
 mod ids;
 mod message;
 mod socket;
 
 pub use client::{MountError, MountSources, Mounted, UpperSource, mount};
 pub use codec::{HandoverError, MAX_MESSAGE, decode, encode};
+pub use hold::{Hold, listen};
 pub use ids::{IdKind, IdMap, NoIdMapping};
 pub use message::{
-    IoMode, IoModeChoice, Message, MountFailed, MountReady, MountRequest, NoIoMode, Role,
-    WorkerReady, WorkerRequest,
+    ChangesHeld, HoldChanges, IoMode, IoModeChoice, Message, MountFailed, MountReady, MountRequest,
+    NoIoMode, Role, WorkerReady, WorkerRequest,
 };
 pub use socket::{Descriptors, pair, receive, send};
 

@@ -77,6 +77,36 @@ fn every_message() -> Vec<(&'static str, Message)> {
     ]
 }
 
+/// Those by which changes are held back.
+fn messages_of_a_hold() -> Vec<(&'static str, Message)> {
+    vec![
+        (
+            "mount-request-2-control",
+            Message::MountRequest(MountRequest {
+                name: "debian:12".into(),
+                chain: std::array::from_fn(|at| u8::try_from(at).unwrap()),
+                io_mode: IoModeChoice::Auto,
+                ids: IdMap::default(),
+                roles: vec![
+                    Role::Tree,
+                    Role::Objects,
+                    Role::Lease,
+                    Role::Upper,
+                    Role::VolatileWork,
+                    Role::Control,
+                ],
+            }),
+        ),
+        ("hold-changes-1", Message::HoldChanges(HoldChanges)),
+        (
+            "changes-held-1",
+            Message::ChangesHeld(ChangesHeld {
+                io_mode: IoMode::Cached,
+            }),
+        ),
+    ]
+}
+
 fn golden(name: &str) -> PathBuf {
     PathBuf::from(concat!(
         env!("CARGO_MANIFEST_DIR"),
@@ -89,7 +119,7 @@ fn golden(name: &str) -> PathBuf {
 /// changed.
 #[test]
 fn messages_have_their_golden_bytes() {
-    for (name, message) in every_message() {
+    for (name, message) in every_message().into_iter().chain(messages_of_a_hold()) {
         let bytes = encode(&message).unwrap();
         if std::env::var_os("COWL_GOLDEN_WRITE").is_some()
             && let Ok(mut file) = File::create_new(golden(name))
@@ -233,6 +263,7 @@ fn mount_names_a_program_that_cannot_be_started() {
         objects: file.as_fd(),
         lease: file.as_fd(),
         upper: None,
+        control: None,
         log: None,
     };
     let error = mount(std::path::Path::new("/nonexistent/cowl-mountd"), &sources).unwrap_err();

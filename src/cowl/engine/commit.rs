@@ -1,12 +1,13 @@
 //! Changes in containers and uppers: `diff`, `commit`, the files for `export`; and `unpack`.
 //!
 //! Invariant: an upper is never read while it changes. An unmounted upper's locks are held, so that
-//! no mount uses it meanwhile; a running container is frozen ([`frozen`](super::frozen)).
+//! no mount uses it meanwhile; a running container is frozen, or its changes wait
+//! ([`frozen`](super::frozen)).
 
 use super::container::{Container, PATIENCE, PAUSE};
 use super::docker::ContainerConfig;
 use super::error::{Context, Error, Kind, Result};
-use super::frozen::Frozen;
+use super::frozen::{Frozen, Means};
 use super::image::{CONFIG_LIMIT, Image};
 use super::{Engine, mountpoint, network};
 use cowl_core::digest::{DiffId, ImageId};
@@ -66,7 +67,7 @@ pub struct CommitRequest<'a> {
     pub comment: &'a str,
     /// `-c`, each.
     pub changes: &'a [String],
-    /// Whether a running container may be paused for it.
+    /// Whether a running container is paused for it, where it can be; else only its changes wait.
     pub pause: bool,
     /// Overrides the container's configuration, as a client's configuration overrides an image's.
     pub config: Option<&'a ContainerConfig>,
@@ -75,8 +76,8 @@ pub struct CommitRequest<'a> {
 /// An upper that cannot change now, and the tree below it.
 struct AtRest {
     upper: Upper,
-    /// For a running container: dropping it thaws the container.
-    _frozen: Option<Frozen>,
+    /// For a running container: dropping it lets the container go on.
+    frozen: Option<Frozen>,
     tree: Tree,
     layers: Vec<DiffId>,
     image: ImageId,
@@ -86,6 +87,13 @@ struct AtRest {
     created_by: String,
 }
 
+impl AtRest {
+    /// Fails if the upper may have changed since.
+    fn confirm(&self) -> Result<()> {
+        self.frozen.as_ref().map_or(Ok(()), Frozen::confirm)
+    }
+}
+
 /// Directories that the launcher creates for its own mounts.
 const OWN_MOUNT_POINTS: [&str; 3] = ["proc", "sys", "dev"];
 
@@ -93,7 +101,7 @@ impl Engine {
     /// The changes in a container or an upper, sorted by path. Paths have no leading slash.
     pub fn diff(&self, changed: Changed<'_>) -> Result<Vec<(ChangeKind, Vec<u8>)>> {
         let transaction = self.store.begin()?;
-        let at_rest = self.at_rest(changed, &transaction)?;
+        let at_rest = self.at_rest(changed, Means::PauseOrHold, &transaction)?;
         let tree = &at_rest.tree;
         let mut listed = BTreeSet::new();
         let mut gone = Vec::new();
@@ -113,6 +121,7 @@ impl Engine {
             }
             Ok::<_, ChangesError>(())
         })?;
+        at_rest.confirm()?;
         for dir in opaque {
             let Some(ino) = tree.resolve(&dir)? else {
                 continue;
@@ -147,20 +156,18 @@ impl Engine {
 
     /// Creates an image from the changes in a container or an upper, on top of its image.
     pub fn commit(&self, request: &CommitRequest<'_>) -> Result<ImageId> {
-        if let (Changed::Container(needle), false) = (request.changed, request.pause)
-            && self.containers.find(needle)?.status()?.is_live()
-        {
-            return Err(Error::invalid(format!(
-                "container {needle} runs, and is committed only while it is paused: pause=false is not supported"
-            )));
-        }
         let mut edits = Vec::new();
         for text in request.changes {
             let edit: Result<ConfigChange, _> = text.parse();
             edits.push(edit.map_err(|error| Error::invalid(error.to_string()))?);
         }
         let transaction = self.store.begin()?;
-        let mut at_rest = self.at_rest(request.changed, &transaction)?;
+        let means = if request.pause {
+            Means::Pause
+        } else {
+            Means::Hold
+        };
+        let mut at_rest = self.at_rest(request.changed, means, &transaction)?;
         if let (Some(asked), Changed::Container(needle)) = (request.config, request.changed) {
             super::process::check(asked)?;
             let own = self.containers.find(needle)?.config.config;
@@ -173,6 +180,7 @@ impl Engine {
             &at_rest.mount_points,
             &transaction,
         )?;
+        at_rest.confirm()?;
         let config = new_config(
             &below,
             &NewImage {
@@ -240,13 +248,15 @@ impl Engine {
         needle: &str,
         transaction: &Transaction<'_>,
     ) -> Result<Tree> {
-        let at_rest = self.container_at_rest(container, needle, transaction)?;
+        let means = Means::PauseOrHold;
+        let at_rest = self.container_at_rest(container, needle, means, transaction)?;
         let upper = from_upper(
             &at_rest.upper,
             &at_rest.tree,
             &below(network_files()),
             transaction,
         )?;
+        at_rest.confirm()?;
         let mut trees = Vec::new();
         for diff_id in &at_rest.layers {
             let tree = self.store.layer_tree(*diff_id)?;
@@ -267,11 +277,16 @@ impl Engine {
             .context(|| format!("unpacking into {}", dir.display()))
     }
 
-    fn at_rest(&self, changed: Changed<'_>, transaction: &Transaction<'_>) -> Result<AtRest> {
+    fn at_rest(
+        &self,
+        changed: Changed<'_>,
+        means: Means,
+        transaction: &Transaction<'_>,
+    ) -> Result<AtRest> {
         match changed {
             Changed::Container(needle) => {
                 let container = self.containers.find(needle)?;
-                self.container_at_rest(&container, needle, transaction)
+                self.container_at_rest(&container, needle, means, transaction)
             }
             Changed::Upper { image, upper, work } => {
                 let Image { id, layers, .. } = self.image(image)?;
@@ -288,7 +303,7 @@ impl Engine {
                     .context(|| format!("upper {}", upper.display()))?;
                 Ok(AtRest {
                     upper,
-                    _frozen: None,
+                    frozen: None,
                     tree,
                     layers,
                     image: id,
@@ -304,10 +319,11 @@ impl Engine {
         &self,
         container: &Container,
         needle: &str,
+        means: Means,
         transaction: &Transaction<'_>,
     ) -> Result<AtRest> {
         let config = &container.config;
-        let frozen = self.freeze(container)?;
+        let frozen = self.freeze(container, means)?;
         if frozen.is_none() {
             self.wait_for_last_mount(container)?;
         }
@@ -337,7 +353,7 @@ impl Engine {
         let mount_points = below(destinations.chain(OWN_MOUNT_POINTS).chain(network_files()));
         Ok(AtRest {
             upper,
-            _frozen: frozen,
+            frozen,
             tree,
             layers: config.layers.clone(),
             image: config.image_id,

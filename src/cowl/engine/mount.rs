@@ -14,7 +14,7 @@ use cowl_core::store::{Lease, Store, remove_tree};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::Duration;
@@ -36,6 +36,8 @@ pub(super) struct Request<'a> {
     pub ids: &'a IdMap,
     /// Where changes go; `None` mounts read-only.
     pub upper: Option<UpperSource<'a>>,
+    /// Where its worker can be asked to hold changes back.
+    pub control: Option<BorrowedFd<'a>>,
 }
 
 /// A detached mount.
@@ -79,6 +81,7 @@ pub(super) fn mount(store: &Store, request: &Request<'_>, lease: Lease) -> Resul
         objects: objects.as_fd(),
         lease: lease.as_fd(),
         upper: request.upper,
+        control: request.control,
         log: Some(log.as_fd()),
     };
     let mounted =
@@ -313,6 +316,7 @@ impl Engine {
                 work: work.as_fd(),
                 volatile: false,
             }),
+            control: None,
         };
         let mounted = match (mount(&self.store, &request, lease), upper_path) {
             (Ok(mounted), _) => mounted,

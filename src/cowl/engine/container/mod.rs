@@ -54,6 +54,8 @@ const WORK: &str = "work";
 const STARTING: &str = WORK;
 /// In `work/`, held by the mount's worker.
 const MOUNTED: &str = "lock";
+/// Where the mount's worker can be asked to hold changes back.
+pub const WORKER_SOCKET: &str = "worker";
 const CONFIG: &str = "config.json";
 const VOLATILE: &str = "volatile";
 /// Held while a command waits out the back-off of the restart policy.

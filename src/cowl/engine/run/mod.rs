@@ -14,7 +14,7 @@ mod foreground;
 
 use super::attach;
 use super::container::config::Config;
-use super::container::{Container, PendingContainer};
+use super::container::{Container, PendingContainer, WORKER_SOCKET};
 use super::create::{CreateRequest, Created};
 use super::detach_keys::DetachKeys;
 use super::error::{self, Context, Error, Result};
@@ -25,7 +25,7 @@ use super::signals::Signals;
 use super::start::plan;
 use super::{Engine, helpers, names};
 use crate::volume::VolumeName;
-use cowl_core::handover::{IdMap, UpperSource};
+use cowl_core::handover::{self, IdMap, UpperSource};
 use cowl_launch::client::{Launch, Monitor, StartError};
 use cowl_launch::control::{StreamSet, Streams};
 use cowl_launch::message::{After, Started};
@@ -191,6 +191,8 @@ impl Engine {
         let config = &pending.container.config;
         let short = names::short(&config.id);
         let (upper, work) = pending.container.upper()?;
+        let control = handover::listen(pending.container.status_dir(), WORKER_SOCKET)
+            .context(|| format!("making the socket of the mount of container {short}"))?;
         let request = mount::Request {
             id: short,
             name: short,
@@ -203,6 +205,7 @@ impl Engine {
                 work: work.as_fd(),
                 volatile: config.host.auto_remove,
             }),
+            control: Some(control.as_fd()),
         };
         let lease = self
             .store
