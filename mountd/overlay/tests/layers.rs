@@ -1,6 +1,7 @@
 //! What plain lower directories say of each other, and what an upper over them looks like to the
 //! kernel's overlayfs.
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::os::unix::fs::MetadataExt;
 
 use cowl_core::upper::marks::Namespace;
@@ -193,6 +194,13 @@ fn st_ino_is_that_of_the_host_and_survives_copy_up_rename_and_remount() {
 
 #[test]
 fn five_hundred_layers_are_one() {
+    // More files than a login's soft limit of 1024 allows; the worker has raised its own.
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    setrlimit(Resource::Nofile, raised).unwrap();
     let names: Vec<&'static str> = (0..500)
         .map(|number| &*Box::leak(format!("layer{number}").into_boxed_str()))
         .collect();
