@@ -181,10 +181,8 @@ fn prepare(socket: BorrowedFd<'_>) -> Result<Mount, MountFailed> {
         acls: true,
     };
     let connection = connect(device, wanted, journal.as_deref())?;
-    let inherits = journal
-        .as_ref()
-        .is_some_and(|journal| journal.is_inherited());
-    if io_mode == IoMode::Passthrough && !inherits {
+    let is_first = !journal.as_ref().is_some_and(|it| it.is_inherited());
+    if io_mode == IoMode::Passthrough && is_first {
         let work = upper.as_ref().map(|dirs| dirs.work.as_fd());
         try_backing(&connection, &tree, objects.as_fd(), work)
             .or_fail("io=passthrough: the kernel takes no files of this host")?;

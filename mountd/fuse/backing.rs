@@ -10,14 +10,16 @@
 //!
 //! ```text
 //!   0    1      2
-//!  +----+------+-------------------------+
-//!  | id | node | 0: lower, 1: upper file |
-//!  +----+------+-------------------------+
+//!  +----+------+-----------------------------------------------+
+//!  | id | node | 0: lower, 1: upper file, 2: about to be closed |
+//!  +----+------+-----------------------------------------------+
 //! ```
-//! An entry is written before the kernel is told of its id in an answer, and freed after the id is
-//! closed. So an id without one, whose registration a kill cut off, is in nobody's use.
+//! An entry is written before the kernel is told of its id in an answer, says under the table's
+//! lock that the id is about to be closed, and is freed after that. So a node has at most one entry
+//! of another kind, and an id without an entry, whose registration a kill cut off, is in nobody's
+//! use.
 //!
-//! Lock: `table`, a leaf, never held over a system call.
+//! Lock: `table`, under which the journal's is taken; never held over a system call.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -54,6 +56,7 @@ pub(super) struct BackingIds {
 
 #[derive(Debug)]
 struct Table {
+    journal: Option<Arc<Journal>>,
     open: HashMap<NodeId, OpenId>,
     /// Ids of nodes without opens.
     idle: Lru<NodeId, Id>,
@@ -69,7 +72,8 @@ struct Id {
 
 #[derive(Debug)]
 struct OpenId {
-    id: Id,
+    /// None: a dead worker counted opens for which it did not come to register one.
+    id: Option<Id>,
     opens: u32,
     /// The kernel forgot the node while a RELEASE was still under way.
     forgotten: bool,
@@ -85,10 +89,10 @@ impl BackingIds {
     ) -> io::Result<Self> {
         let ids = Self {
             registrar: Registrar::new()?,
-            table: Mutex::new(Table::new()),
+            table: Mutex::new(Table::new(journal.clone())),
             journal,
         };
-        if let Some(journal) = &ids.journal {
+        if let Some(journal) = ids.journal.as_ref().filter(|it| it.is_inherited()) {
             ids.take_over(device, journal, opens);
         }
         Ok(ids)
@@ -96,23 +100,20 @@ impl BackingIds {
 
     fn take_over(&self, device: BorrowedFd<'_>, journal: &Journal, opens: &HashMap<NodeId, u32>) {
         let mut table = self.table.lock();
-        let mut idle = Vec::new();
+        for (node, opens) in opens {
+            table.inherit(*node, *opens);
+        }
         for (entry, words) in journal.inherited(JournalTable::BackingIds) {
-            let Some((node, id)) = read(entry, words) else {
-                continue;
-            };
-            match opens.get(&node) {
-                Some(opens) => table.inherit(node, id, *opens),
-                None => idle.push(id),
+            let used = read(entry, words).is_some_and(|(node, id)| table.inherit_id(node, id));
+            if !used {
+                if let Ok(number) = u32::try_from(words[0]) {
+                    close_if_any(device, number);
+                }
+                journal.clear(JournalTable::BackingIds, entry);
             }
         }
         let kept = table.numbers();
-        drop(table);
-        self.close_all(device, idle);
         let last = journal.last_backing_id();
-        if last == 0 {
-            return;
-        }
         for number in last.saturating_sub(RECENT).max(1)..=last.saturating_add(RECENT) {
             if !kept.contains(&number) {
                 close_if_any(device, number);
@@ -139,18 +140,11 @@ impl BackingIds {
         let number = self.registrar.register(device, &*open()?)?;
         let (used, surplus) = {
             let mut table = self.table.lock();
-            // Before another thread can answer with this id.
-            table.insert(node, side, number, || self.note(node, side, number))?
+            // Its entry is written before another thread can answer with this id.
+            table.insert(node, side, number)?
         };
         self.close_all(device, surplus);
         Ok(used)
-    }
-
-    /// Writes an id down for a successor; its entry.
-    fn note(&self, node: NodeId, side: Side, number: u32) -> Option<u32> {
-        let journal = self.journal.as_ref()?;
-        journal.set_last_backing_id(number);
-        journal.write(JournalTable::BackingIds, None, &words(node, side, number))
     }
 
     /// Undoes one [`acquire`](Self::acquire).
@@ -161,7 +155,7 @@ impl BackingIds {
 
     /// Closes the id of `node` if the node is not open.
     pub(super) fn drop_idle(&self, device: BorrowedFd<'_>, node: NodeId) {
-        let dropped = self.table.lock().idle.remove(node);
+        let dropped = self.table.lock().drop_idle(node);
         self.close_all(device, dropped);
     }
 
@@ -184,8 +178,9 @@ impl BackingIds {
 }
 
 impl Table {
-    fn new() -> Self {
+    fn new(journal: Option<Arc<Journal>>) -> Self {
         Self {
+            journal,
             open: HashMap::new(),
             idle: Lru::new(MAX_IDLE),
         }
@@ -193,69 +188,94 @@ impl Table {
 
     /// Counts an open on the id that `node` has for `side`, if any; and an id that became useless.
     fn reuse(&mut self, node: NodeId, side: Side) -> io::Result<(Option<u32>, Option<Id>)> {
-        if let Some(open) = self.open.get_mut(&node) {
-            if open.id.side != side {
+        if let Some(open) = self.open.get_mut(&node)
+            && let Some(id) = open.id
+        {
+            if id.side != side {
                 // The overlay answers ESTALE before it comes to this; the kernel would refuse the
                 // open.
                 return Err(Errno::IO.into());
             }
             open.opens += 1;
             open.forgotten = false;
-            return Ok((Some(open.id.number), None));
+            return Ok((Some(id.number), None));
         }
         match self.idle.remove(node) {
             Some(id) if id.side == side => {
                 self.enter(node, id);
                 Ok((Some(id.number), None))
             }
-            stale => Ok((None, stale)),
+            stale => Ok((None, self.leaving(stale))),
         }
     }
 
-    /// Enters a fresh id with one open and the entry that `note` gives it, unless another thread
-    /// was faster: then its id is used, and ours given back.
-    fn insert(
-        &mut self,
-        node: NodeId,
-        side: Side,
-        number: u32,
-        note: impl FnOnce() -> Option<u32>,
-    ) -> io::Result<(u32, Option<Id>)> {
+    /// Enters a fresh id with one open, unless another thread was faster: then its id is used, and
+    /// ours given back.
+    fn insert(&mut self, node: NodeId, side: Side, number: u32) -> io::Result<(u32, Option<Id>)> {
         let (theirs, stale) = self.reuse(node, side)?;
-        let id = |entry| Id {
+        let mut id = Id {
             number,
             side,
-            entry,
+            entry: None,
         };
         if let Some(theirs) = theirs {
-            return Ok((theirs, Some(id(None))));
+            return Ok((theirs, Some(id)));
         }
-        self.enter(node, id(note()));
+        if let Some(journal) = &self.journal {
+            journal.set_last_backing_id(number);
+            let words = words(node, side, number);
+            id.entry = journal.write(JournalTable::BackingIds, None, &words);
+        }
+        self.enter(node, id);
         Ok((number, stale))
     }
 
-    /// Enters an id that a dead worker's opens have. The kernel may have forgotten the node since.
-    fn inherit(&mut self, node: NodeId, id: Id, opens: u32) {
+    /// An id that is about to be closed: a successor is not to use it.
+    fn leaving(&self, id: Option<Id>) -> Option<Id> {
+        if let (Some(journal), Some(entry)) = (&self.journal, id.and_then(|id| id.entry)) {
+            journal.set_entry_word(JournalTable::BackingIds, entry, HOW, CLOSING);
+        }
+        id
+    }
+
+    /// Counts a dead worker's opens of a node. The kernel may have forgotten it since.
+    fn inherit(&mut self, node: NodeId, opens: u32) {
         let open = OpenId {
-            id,
+            id: None,
             opens,
             forgotten: true,
         };
         self.open.insert(node, open);
     }
 
-    /// Of all ids of open nodes.
-    fn numbers(&self) -> HashSet<u32> {
-        self.open.values().map(|open| open.id.number).collect()
+    /// Gives a node's inherited opens their id; false: it is not open.
+    fn inherit_id(&mut self, node: NodeId, id: Id) -> bool {
+        let open = self.open.get_mut(&node);
+        open.map(|open| open.id = Some(id)).is_some()
     }
 
+    /// Of all ids of open nodes.
+    fn numbers(&self) -> HashSet<u32> {
+        let ids = self.open.values().filter_map(|open| open.id);
+        ids.map(|id| id.number).collect()
+    }
+
+    fn drop_idle(&mut self, node: NodeId) -> Option<Id> {
+        let idle = self.idle.remove(node);
+        self.leaving(idle)
+    }
+
+    /// Counts an open on an id that is new for a node.
     fn enter(&mut self, node: NodeId, id: Id) {
-        let open = OpenId {
-            id,
-            opens: 1,
+        let closed = OpenId {
+            id: None,
+            opens: 0,
             forgotten: false,
         };
-        self.open.insert(node, open);
+        let open = self.open.entry(node).or_insert(closed);
+        open.id = Some(id);
+        open.opens += 1;
+        open.forgotten = false;
     }
 
     /// Gives back an id that has to go for the one that became idle.
@@ -267,35 +287,44 @@ impl Table {
             return None;
         }
         let OpenId { id, forgotten, .. } = self.open.remove(&node)?;
-        if forgotten {
-            return Some(id);
-        }
-        self.idle.insert(node, id)
+        let surplus = if forgotten {
+            id
+        } else {
+            self.idle.insert(node, id?)
+        };
+        self.leaving(surplus)
     }
 
     fn forget(&mut self, node: NodeId) -> Option<Id> {
         if let Some(open) = self.open.get_mut(&node) {
             open.forgotten = true;
         }
-        self.idle.remove(node)
+        self.drop_idle(node)
     }
 }
 
+/// The word of an entry that says how its id is used.
+const HOW: usize = 2;
+const LOWER: u64 = 0;
+const UPPER: u64 = 1;
+const CLOSING: u64 = 2;
+
 fn words(node: NodeId, side: Side, number: u32) -> [u64; ENTRY] {
-    let side = match side {
-        Side::Lower => 0,
-        Side::Upper => 1,
+    let how = match side {
+        Side::Lower => LOWER,
+        Side::Upper => UPPER,
     };
-    [number.into(), node.0, side, 0, 0, 0, 0, 0]
+    [number.into(), node.0, how, 0, 0, 0, 0, 0]
 }
 
+/// None: the id is about to be closed.
 fn read(entry: u32, words: [u64; ENTRY]) -> Option<(NodeId, Id)> {
-    let [number, node, side, ..] = words;
+    let [number, node, how, ..] = words;
     let id = Id {
         number: u32::try_from(number).ok()?,
-        side: match side {
-            0 => Side::Lower,
-            1 => Side::Upper,
+        side: match how {
+            LOWER => Side::Lower,
+            UPPER => Side::Upper,
             _ => return None,
         },
         entry: Some(entry),
@@ -303,6 +332,7 @@ fn read(entry: u32, words: [u64; ENTRY]) -> Option<(NodeId, Id)> {
     Some((NodeId(node), id))
 }
 
+/// Closes a dead worker's id, unless it did.
 fn close_if_any(device: BorrowedFd<'_>, number: u32) {
     match sys::backing::close(device, number) {
         Ok(()) => {}
@@ -364,12 +394,9 @@ mod tests {
 
     #[test]
     fn opens_of_a_node_share_one_id() {
-        let mut table = Table::new();
+        let mut table = Table::new(None);
         assert_eq!(table.reuse(NODE, Side::Lower).unwrap(), (None, None));
-        assert_eq!(
-            table.insert(NODE, Side::Lower, 1, || None).unwrap(),
-            (1, None)
-        );
+        assert_eq!(table.insert(NODE, Side::Lower, 1).unwrap(), (1, None));
         assert_eq!(table.reuse(NODE, Side::Lower).unwrap(), (Some(1), None));
         assert_eq!(table.release(NODE), None);
         assert_eq!(table.release(NODE), None);
@@ -379,10 +406,10 @@ mod tests {
 
     #[test]
     fn insert_returns_a_second_id_of_a_node() {
-        let mut table = Table::new();
-        table.insert(NODE, Side::Upper, 1, || None).unwrap();
+        let mut table = Table::new(None);
+        table.insert(NODE, Side::Upper, 1).unwrap();
         assert_eq!(
-            table.insert(NODE, Side::Upper, 2, || None).unwrap(),
+            table.insert(NODE, Side::Upper, 2).unwrap(),
             (1, Some(id(2, Side::Upper)))
         );
         assert_eq!(table.open[&NODE].opens, 2);
@@ -390,8 +417,8 @@ mod tests {
 
     #[test]
     fn id_of_the_other_side_is_closed_once_idle() {
-        let mut table = Table::new();
-        table.insert(NODE, Side::Lower, 1, || None).unwrap();
+        let mut table = Table::new(None);
+        table.insert(NODE, Side::Lower, 1).unwrap();
         assert_eq!(
             table.reuse(NODE, Side::Upper).unwrap_err().raw_os_error(),
             Some(libc::EIO)
@@ -406,10 +433,10 @@ mod tests {
 
     #[test]
     fn release_evicts_the_oldest_idle_id() {
-        let mut table = Table::new();
+        let mut table = Table::new(None);
         for node in 0..u32::try_from(MAX_IDLE).unwrap() + 2 {
             table
-                .insert(NodeId(node.into()), Side::Lower, node, || None)
+                .insert(NodeId(node.into()), Side::Lower, node)
                 .unwrap();
         }
         let evicted: Vec<u32> = (0..MAX_IDLE + 2)
@@ -422,12 +449,14 @@ mod tests {
 
     #[test]
     fn inherited_id_is_that_of_further_opens_and_closed_with_the_last() {
-        let mut table = Table::new();
-        table.inherit(NODE, id(3, Side::Upper), 2);
+        let mut table = Table::new(None);
+        table.inherit(NODE, 2);
+        assert!(table.inherit_id(NODE, id(3, Side::Upper)));
         assert!(table.numbers().contains(&3));
         assert_eq!(table.release(NODE), None);
         assert_eq!(table.release(NODE), Some(id(3, Side::Upper)));
-        table.inherit(NODE, id(4, Side::Upper), 1);
+        table.inherit(NODE, 1);
+        assert!(table.inherit_id(NODE, id(4, Side::Upper)));
         assert_eq!(table.reuse(NODE, Side::Upper).unwrap(), (Some(4), None));
         assert_eq!(table.release(NODE), None);
         // The kernel has shown that it knows the node.
@@ -436,13 +465,47 @@ mod tests {
     }
 
     #[test]
+    fn inherited_opens_without_an_id_count_for_the_next_one() {
+        let mut table = Table::new(None);
+        table.inherit(NODE, 2);
+        assert_eq!(table.release(NODE), None);
+        assert_eq!(table.reuse(NODE, Side::Upper).unwrap(), (None, None));
+        assert_eq!(table.insert(NODE, Side::Upper, 5).unwrap(), (5, None));
+        assert_eq!(table.open[&NODE].opens, 2);
+        assert_eq!(table.release(NODE), None);
+        assert_eq!(table.reuse(NODE, Side::Upper).unwrap(), (Some(5), None));
+        assert!(!table.inherit_id(NodeId(8), id(6, Side::Upper)));
+    }
+
+    #[test]
+    fn id_that_leaves_the_table_is_marked_in_the_journal() {
+        let memory = crate::journal::create().unwrap();
+        let mapped = || Arc::new(Journal::map(memory.as_fd()).unwrap());
+        let mut table = Table::new(Some(mapped()));
+        table.insert(NODE, Side::Lower, 9).unwrap();
+        let found = || {
+            let entries = mapped().inherited(JournalTable::BackingIds).into_iter();
+            entries
+                .map(|(entry, words)| read(entry, words))
+                .collect::<Vec<_>>()
+        };
+        let id = id(9, Side::Lower);
+        let entry = Some(0);
+        assert_eq!(found(), [Some((NODE, Id { entry, ..id }))]);
+        table.release(NODE);
+        assert_eq!(found(), [Some((NODE, Id { entry, ..id }))]);
+        assert_eq!(table.drop_idle(NODE).map(|id| id.number), Some(9));
+        assert_eq!(found(), [None]);
+    }
+
+    #[test]
     fn forget_closes_the_id_of_a_closed_node() {
-        let mut table = Table::new();
-        table.insert(NODE, Side::Upper, 9, || None).unwrap();
+        let mut table = Table::new(None);
+        table.insert(NODE, Side::Upper, 9).unwrap();
         table.release(NODE);
         assert_eq!(table.forget(NODE), Some(id(9, Side::Upper)));
         // The other order: another thread is still busy with the RELEASE.
-        table.insert(NODE, Side::Upper, 10, || None).unwrap();
+        table.insert(NODE, Side::Upper, 10).unwrap();
         assert_eq!(table.forget(NODE), None);
         assert_eq!(table.release(NODE), Some(id(10, Side::Upper)));
         assert_eq!((table.open.len(), table.idle.len()), (0, 0));

@@ -57,17 +57,18 @@ impl<'m> Dispatcher<'m> {
         connection: &'m Connection,
         owners: &'m Owners,
     ) -> io::Result<Self> {
+        let has_handles = !connection.may_skip_open();
         Ok(Self {
             overlay,
             device: connection.as_fd(),
             backing: BackingIds::new(
                 connection.as_fd(),
-                overlay.journal().map(Arc::clone),
+                overlay.journal().filter(|_| has_handles).map(Arc::clone),
                 &overlay.open_in_passthrough(),
             )?,
             shortage: Shortage::default(),
             owners,
-            skip_open: connection.may_skip_open(),
+            skip_open: !has_handles,
             skip_seek: connection.writes_back(),
         })
     }
@@ -96,11 +97,16 @@ impl<'m> Dispatcher<'m> {
                     reply.clear();
                     self.answer(header, node, &awaited, reply)
                 };
-                self.shortage
-                    .outlast(answer, || self.overlay.close_kept())
-                    .map(|()| Answer::Reply)
+                self.outlast_shortage(answer).map(|()| Answer::Reply)
             }
         }
+    }
+
+    pub(super) fn outlast_shortage(
+        &self,
+        answer: impl FnMut() -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
+        self.shortage.outlast(answer, || self.overlay.close_kept())
     }
 
     fn answer(

@@ -3,9 +3,12 @@
 //! While the kernel waits for an answer it lets no other request at the names or the file that this
 //! one changes. So the present state shows whether it was done, or the dead worker's [`Intent`]
 //! does. Not here are requests that may be done twice: reads and lookups, and changes that
-//! set what they say (a WRITE has its offset, also for `O_APPEND`). An OPEN is done again, without
-//! the handle that the kernel was not told of.
+//! set what they say (a WRITE has its offset, also for `O_APPEND`).
+//!
+//! An OPEN is done again without the handle that the kernel was not told of, but does not truncate
+//! again: others may have written since, which the kernel does not hold back in passthrough.
 
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::decode::{Header, Operation};
@@ -25,6 +28,22 @@ pub(super) struct Unanswered {
 impl Dispatcher<'_> {
     /// Whether `operation` was done; its answer is then in `reply`.
     pub(super) fn is_done(
+        &self,
+        header: &Header,
+        operation: &Operation<'_>,
+        unanswered: Unanswered,
+        reply: &mut Reply,
+    ) -> Result<bool, Errno> {
+        let mut done = false;
+        self.outlast_shortage(|| {
+            reply.clear();
+            done = self.finish(header, operation, unanswered, reply)?;
+            Ok(())
+        })?;
+        Ok(done)
+    }
+
+    fn finish(
         &self,
         header: &Header,
         operation: &Operation<'_>,
@@ -61,13 +80,8 @@ impl Dispatcher<'_> {
                 }
                 return Ok(false);
             }
-            Operation::Open { .. } => {
-                if let Some(Intent::Open { handle }) = unanswered.intent
-                    && overlay.is_open(HandleId(handle))
-                {
-                    self.release(node, handle)?;
-                }
-                return Ok(false);
+            Operation::Open { flags, kill_priv } => {
+                return self.is_opened(node, flags, kill_priv, unanswered, reply);
             }
             Operation::Create { name, flags, .. } => {
                 return self.is_created(node, name, flags, reply);
@@ -82,7 +96,31 @@ impl Dispatcher<'_> {
         Ok(true)
     }
 
-    /// A created file is opened again: the kernel was not told of its handles.
+    fn is_opened(
+        &self,
+        node: NodeId,
+        flags: u32,
+        kill_priv: bool,
+        unanswered: Unanswered,
+        reply: &mut Reply,
+    ) -> Result<bool, Errno> {
+        if self.overlay.is_written_in_passthrough(node) {
+            // The dead worker may not have come to that.
+            self.invalidate_attributes(node);
+        }
+        let Some(Intent::Open { handle }) = unanswered.intent else {
+            return Ok(false);
+        };
+        if self.overlay.is_open(HandleId(handle)) {
+            self.release(node, handle)?;
+        }
+        let truncates = OFlags::TRUNC.bits();
+        self.open(node, flags & !truncates, kill_priv, reply)?;
+        Ok(true)
+    }
+
+    /// A created file is opened again: the kernel was not told of its handles. They are all this
+    /// request's, since the kernel keeps others from the name until it is answered.
     fn is_created(
         &self,
         parent: NodeId,

@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::types::{HandleId, NodeId};
-use crate::journal::{ENTRY, Journal, Table};
+use crate::journal::{ENTRY, Intent, Journal, Table};
 
 /// How all opens of a node are served, from its first open to its last release.
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
@@ -78,8 +78,14 @@ struct OpenNode {
 impl Opens {
     /// What dead workers had open; from here on written down for a successor.
     pub(super) fn journaled(journal: Arc<Journal>) -> Opens {
+        // A handle is intended before it is counted as given.
+        let intents = journal.intents().into_iter();
+        let intended = intents.filter_map(|intent| match intent {
+            Intent::Open { handle } => Some(handle),
+            _ => None,
+        });
         let mut opens = Opens {
-            last: journal.last_handle(),
+            last: intended.fold(journal.last_handle(), u64::max),
             ..Opens::default()
         };
         for (entry, words) in journal.inherited(Table::Opens) {

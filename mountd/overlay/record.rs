@@ -169,7 +169,9 @@ impl Inherited {
         let mut hosts = HashMap::new();
         for intent in &intents {
             if let Intent::CopyUp { node, host } = intent {
-                hosts.insert(*host, NodeId(*node));
+                let node = NodeId(*node);
+                let successor = records.get(&node).and_then(|record| record.successor);
+                hosts.insert(*host, successor.unwrap_or(node));
             }
         }
         hosts.extend(by_host.into_iter().map(|(_, id, host)| (host, id)));

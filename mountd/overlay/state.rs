@@ -430,26 +430,29 @@ impl State {
         let Some(node) = self.nodes.remove(&id) else {
             return;
         };
+        let origin = node
+            .origin
+            .filter(|origin| self.renumbered.get(origin) == Some(&id));
+        if let Some(origin) = origin {
+            self.renumbered.remove(&origin);
+            let first_id = NodeId::of_lower(origin);
+            if let Some(first) = self.nodes.get_mut(&first_id) {
+                first.successor = None;
+                first.gone = node.gone;
+                first.lost = node.lost;
+            }
+            // Before the entry of the id that it leads to is freed.
+            self.note(first_id);
+        }
         if let (Some(journal), Some(entry)) = (&self.journal, node.entry) {
             journal.clear(Table::Nodes, entry);
             self.inherited.forget(id);
         }
         self.written_past.remove(&id);
         self.has_shrunk |= shrink(&mut self.nodes) | shrink_set(&mut self.written_past);
-        let Some(origin) = node
-            .origin
-            .filter(|origin| self.renumbered.get(origin) == Some(&id))
-        else {
-            return;
-        };
-        self.renumbered.remove(&origin);
-        let first_id = NodeId::of_lower(origin);
-        if let Some(first) = self.nodes.get_mut(&first_id) {
-            first.successor = None;
-            first.gone = node.gone;
-            first.lost = node.lost;
+        if let Some(origin) = origin {
+            self.tidy(NodeId::of_lower(origin));
         }
-        self.tidy(first_id);
     }
 
     fn renumber(&mut self, from: NodeId, to: NodeId) {

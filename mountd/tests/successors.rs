@@ -321,9 +321,11 @@ fn files_open_in_passthrough_stay_open_when_the_worker_is_killed() {
         fs::metadata(path("big")).unwrap().len(),
         changed.len() as u64
     );
-    // Removed while they are open, before a death and after it.
+    // Removed while they are open, before a death and after it. Of what `big` was changed to nobody
+    // has anything open.
     fs::remove_file(path("own")).unwrap();
     assert!(mount.kill_worker());
+    drop(writer);
     fs::remove_file(path("big")).unwrap();
     assert_eq!(all(&mut own_again), b"own again");
     assert_eq!(all(&mut reader), big);
@@ -331,7 +333,7 @@ fn files_open_in_passthrough_stay_open_when_the_worker_is_killed() {
     assert_eq!(reader.metadata().unwrap().nlink(), 0);
     assert!(mount.kill_worker());
     assert_eq!(reader.metadata().unwrap().nlink(), 0);
-    drop((own, own_again, reader, writer));
+    drop((own, own_again, reader));
     let orphans = image.path("upper.work/orphans");
     let none_left = || fs::read_dir(&orphans).unwrap().count() == 0;
     assert!(common::eventually(none_left), "{}", image.log());

@@ -21,16 +21,17 @@
 mod common;
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Child;
 
-use common::{Image, Mount, OWN_MOUNTS, USER_NAMESPACE, eventually, is_here, there};
+use common::{Image, Mount, OWN_MOUNTS, USER_NAMESPACE, eventually, is_here, read_all, there};
 use cowl_core::handover::IoModeChoice;
 use cowl_tests::requests::attach;
 use cowl_tests::tree::{assert_same, below};
 use rustix::fs::{AtFlags, CWD, RenameFlags, XattrFlags};
+use rustix::process::Pid;
 
 /// What a test does; run on the mount and on a plain directory.
 type Act = fn(&Path);
@@ -53,7 +54,11 @@ const FILES: &[(&str, &[u8])] = &[
     ("d/other", b"another of the image"),
     ("d/sub/deep", b"deep"),
     ("e/x", b"x"),
+    ("d/big", &BIG),
 ];
+
+/// So large that it is read in passthrough.
+static BIG: [u8; 1 << 20] = [7; 1 << 20];
 
 fn exists(path: &Path) -> bool {
     path.symlink_metadata().is_ok()
@@ -310,7 +315,11 @@ const CASES: &[Case] = &[
     },
 ];
 
-/// Opens in passthrough. `ioctl` registers a file with the kernel.
+/// `FUSE_DEV_IOC_BACKING_OPEN` of include/uapi/linux/fuse.h: `_IOW(229, 1, struct fuse_backing_map)`.
+const BACKING_OPEN: &str = "0x4010e501";
+
+/// Opens in passthrough. By `ioctl` a file is registered with the kernel; those cases are seen when
+/// a thread is held back in that.
 const OPENS: &[Case] = &[
     Case {
         name: "unlink of a file of the lower that was copied up",
@@ -332,17 +341,20 @@ const OPENS: &[Case] = &[
         seen: |upper, _| exists(&upper.join("d/new")),
     },
     Case {
-        name: "open of a file of the upper",
+        name: "open of a large file of the lower",
         before: make_two,
-        act: |root| {
-            let mut open = File::open(root.join("d/one")).unwrap();
-            let mut content = String::new();
-            open.read_to_string(&mut content).unwrap();
-            assert_eq!(content, "the first");
-        },
+        act: |root| assert_eq!(fs::read(root.join("d/big")).unwrap(), BIG),
         call: "ioctl",
         when: 1,
-        seen: |upper, _| exists(&upper.join("d/one")),
+        seen: |_, _| true,
+    },
+    Case {
+        name: "open of a large file of the lower by two at a time",
+        before: make_two,
+        act: open_twice,
+        call: "ioctl",
+        when: 1,
+        seen: |_, _| true,
     },
     Case {
         name: "open that truncates",
@@ -370,6 +382,22 @@ const OPENS: &[Case] = &[
         seen: |upper, _| exists(&upper.join("d/lower")),
     },
 ];
+
+/// All opens of a file have one backing id, whatever order they are closed in.
+fn open_twice(root: &Path) {
+    let open = || File::open(root.join("d/big")).unwrap();
+    let (mut first, mut second) = std::thread::scope(|scope| {
+        let other = scope.spawn(open);
+        (open(), other.join().unwrap())
+    });
+    assert_eq!(read_all(&mut first), BIG);
+    drop(first);
+    fs::metadata(root.join("d/big")).unwrap();
+    let mut third = open();
+    for file in [&mut second, &mut third] {
+        assert_eq!(read_all(file), BIG);
+    }
+}
 
 fn remove_open_lower(root: &Path, content: &[u8]) {
     let mut options = File::options();
@@ -434,6 +462,18 @@ fn hold_back(mount: &Mount, case: &Case) -> Child {
     attach(worker, ["-o", "/dev/null", "-e", &trace, "-e", &inject])
 }
 
+/// Whether a thread of the worker is stopped in the registration of a file.
+fn is_registering(worker: Pid) -> bool {
+    let worker = worker.as_raw_nonzero();
+    let Ok(threads) = fs::read_dir(format!("/proc/{worker}/task")) else {
+        return false;
+    };
+    threads.flatten().any(|thread| {
+        let read = |name| fs::read_to_string(thread.path().join(name)).unwrap_or_default();
+        read("status").contains("(tracing stop)") && read("syscall").contains(BACKING_OPEN)
+    })
+}
+
 /// Holds each thread of the worker back once it has answered a request.
 fn hold_back_answered(mount: &Mount) -> Child {
     let worker = mount.current_worker().unwrap();
@@ -493,7 +533,9 @@ fn check(make: Make, choice: IoModeChoice, case: &Case, number: usize) {
     let mut strace = hold_back(&mount, case);
     std::thread::scope(|scope| {
         let client = scope.spawn(|| (case.act)(&root));
-        let seen = || (case.seen)(&upper, &work) || client.is_finished();
+        let worker = mount.current_worker().unwrap();
+        let is_called = || case.call != "ioctl" || is_registering(worker);
+        let seen = || is_called() && (case.seen)(&upper, &work) || client.is_finished();
         assert!(eventually(seen), "{}: no such call", case.name);
         let held = !client.is_finished();
         assert!(mount.kill_worker());
