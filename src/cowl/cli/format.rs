@@ -56,13 +56,7 @@ pub(super) fn lines(
     of: &'static Type,
 ) -> Result<Vec<String>> {
     if format == "json" {
-        let line = |row: &Value| {
-            let mut row = row.clone();
-            if let Some(fields) = row.as_object_mut() {
-                fields.remove(LABELS);
-            }
-            Ok(serde_json::to_string(&row)?)
-        };
+        let line = |row: &Value| Ok(serde_json::to_string(&without_labels(row))?);
         return rows.iter().map(line).collect();
     }
     let columns = match format.strip_prefix("table") {
@@ -84,6 +78,15 @@ pub(super) fn lines(
         lines = aligned(&lines);
     }
     Ok(lines)
+}
+
+/// A row as `json` shows it: without what only `.Label NAME` reads.
+pub(super) fn without_labels(row: &Value) -> Value {
+    let mut row = row.clone();
+    if let Some(fields) = row.as_object_mut() {
+        fields.shift_remove(LABELS);
+    }
+    row
 }
 
 /// Lines whose columns are separated by tabs, as Docker's tabwriter aligns them: each column but

@@ -241,8 +241,9 @@ impl Things {
 
     /// Prints all rows as one value, as Docker passes them to `json` and templates.
     fn print_as(&self, format: &str, out: &mut Stdout) -> Result<()> {
+        let of = |rows: &[Value]| rows.iter().map(format::without_labels).collect::<Vec<_>>();
         let all = json!({
-            "Images": self.images, "Containers": self.containers, "Volumes": self.volumes,
+            "Images": of(&self.images), "Containers": of(&self.containers), "Volumes": of(&self.volumes),
             "BuildCache": [],
         });
         format::print(format, "", &Value::Null, &[all], &Type::Json, out)
