@@ -210,11 +210,15 @@ fn read_file(
     Err(Errno::FBIG)
 }
 
-/// Enters the working directory, created if missing. It is looked up below the root, which
-/// [`crate::mounts::pivot`] has made the current directory, and checked: getcwd of a directory
+/// Enters the working directory, created if missing at a start. It is looked up below the root,
+/// which [`crate::mounts::pivot`] has made the current directory, and checked: getcwd of a directory
 /// outside begins with "(unreachable)".
 fn working_directory(setup: &mut ProgramSetup) -> Result<(), Errno> {
-    let directory = setup.cwd.open_or_create(CWD, Kind::Directory)?;
+    let directory = if setup.creates_cwd {
+        setup.cwd.open_or_create(CWD, Kind::Directory)?
+    } else {
+        setup.cwd.open(CWD)?
+    };
     rustix::process::fchdir(&directory)?;
     let path = rustix::process::getcwd(std::mem::take(&mut setup.cwd_text))?;
     if path.to_bytes().starts_with(b"/") {

@@ -215,10 +215,11 @@ impl Failure {
         Some(format!("{step} {name}: no matching entries in {file} file"))
     }
 
-    /// As Docker's: 127 program not found, 126 program can't be run, 125 everything else.
+    /// As Docker's: 127 program or its directory not found, 126 program can't be run, 125
+    /// everything else.
     fn exit_code(self) -> u8 {
         match (self.step, self.errno) {
-            (Step::Exec, Errno::NOENT) => 127,
+            (Step::Exec | Step::WorkingDirectory, Errno::NOENT) => 127,
             (Step::Exec, _) => 126,
             _ => 125,
         }

@@ -195,6 +195,14 @@ fn volume_is_named_anonymous_or_a_directory_of_the_host() {
         let flags = ["-v", "kept:/kept", "-v", "/anonymous", "-v", &bind];
         // The host directory is created.
         let script = "echo x >> /kept/x; touch /anonymous/y && wc -l < /kept/x; touch /bind/z 2>/dev/null || echo read-only";
+        let create = [&["create"], &flags[..], &["shop"]].concat();
+        let id = doors.store.ok([create, vec!["true"]].concat());
+        let modes = "{{range .Mounts}}{{.Destination}}:{{.Mode}} {{end}}";
+        let shown = doors.store.ok(["inspect", "-f", modes, id.trim()]);
+        let mut shown: Vec<_> = shown.split_whitespace().collect();
+        shown.sort_unstable();
+        assert_eq!(shown, ["/anonymous:", "/bind:ro", "/kept:z"]);
+        doors.store.ok(["rm", "-v", id.trim()]);
         // Once for each client: the named volume is the same.
         let first = doors
             .store
@@ -229,12 +237,8 @@ fn volumes_from_mounts_what_another_container_has() {
             "kept\n0\n"
         );
         doors.refused(&["--volumes-from", "one:fly"], "fly");
-        // Docker's client reports a missing container as a missing image.
-        let refused = doors
-            .store
-            .run(["create", "--volumes-from", "nosuch", "shop"]);
-        let refused = refused.refused(1);
-        assert!(refused.contains("No such container: nosuch"), "{refused}");
+        // Docker's client takes the status "not found" for a missing image.
+        doors.refused(&["--volumes-from", "nosuch"], "No such container: nosuch");
     });
 }
 

@@ -245,6 +245,25 @@ fn exec_has_its_own_user_directory_terminal_and_privileges() {
             exec(&["--privileged"], "grep CapBnd /proc/self/status"),
             format!("{all}\n")
         );
+        let why = "OCI runtime exec failed: exec failed: unable to start container process: \
+                   chdir to cwd (\"/none\") set in config.json failed: no such file or directory";
+        for (flags, code, why) in [
+            (["-w", "/none"], 127, why),
+            (
+                ["-u", "nobody-here"],
+                126,
+                "unable to find user nobody-here: no matching entries in passwd file",
+            ),
+        ] {
+            let arguments = [&["exec"], &flags[..], &["running", "true"]].concat();
+            let own = doors.store.run(&arguments).refused(code);
+            assert!(own.contains(why), "{own}");
+            // Docker's command prints it with the output.
+            let docker = doors.server.run(&arguments);
+            assert_eq!(docker.code(), code, "{docker}");
+            assert!(docker.stdout.contains(why), "{docker}");
+        }
+        assert_eq!(running.exec("ls -d /none || true"), "", "it is not created");
         let terminal = doors.store.ok(["exec", "-t", "running", "tty"]);
         assert_eq!(terminal.trim(), "/dev/pts/0");
         // Detached: it continues by itself.

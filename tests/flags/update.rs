@@ -41,7 +41,7 @@ fn update_changes_the_limits_of_a_running_container() {
             "Cpus_allowed_list:\t0\n"
         );
         let template = "{{.HostConfig.Memory}} {{.HostConfig.CpuShares}} {{.HostConfig.PidsLimit}} {{.HostConfig.CpusetCpus}}";
-        assert_eq!(running.field(template), "50331648 512 -1 0");
+        assert_eq!(running.field(template), "50331648 512 0 0");
         // As in Docker, the limit of memory and swap together prevents it.
         for refused in [
             doors.store.run(["update", "-m", "500m", "running"]),

@@ -65,6 +65,14 @@ pub(super) fn label(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+/// Checks a filter, `KEY=VALUE`. As in Docker, an empty one counts as absent.
+pub(super) fn filter(text: &str) -> Result<String, String> {
+    if !text.is_empty() && !text.contains('=') {
+        return Err("bad format of filter (expected name=value)".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
 /// The value of an option; as in Docker, an empty one counts as absent.
 pub(super) fn given<T: AsRef<OsStr> + ?Sized>(value: &T) -> Option<&T> {
     (!value.as_ref().is_empty()).then_some(value)
@@ -531,7 +539,7 @@ pub(super) struct Images {
     #[arg(long)]
     pub(super) digests: bool,
     /// Only images that match: before, dangling, label, reference or since
-    #[arg(short, long, value_name = "KEY=VALUE")]
+    #[arg(short, long, value_name = "KEY=VALUE", value_parser = filter)]
     pub(super) filter: Vec<String>,
     /// Format output: table, json, or a Go template
     #[arg(long, value_name = "FORMAT")]

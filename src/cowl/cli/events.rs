@@ -1,7 +1,7 @@
 //! `cowl events`.
 
 use super::Stdout;
-use super::args::given;
+use super::args::{filter, given};
 use super::template::{Template, Type};
 use super::{clock, format};
 use crate::engine::Engine;
@@ -13,7 +13,7 @@ use jiff::Timestamp;
 #[derive(Debug, Args)]
 pub(super) struct Events {
     /// Only events that match: container, event, image, label, type or volume
-    #[arg(short, long, value_name = "KEY=VALUE")]
+    #[arg(short, long, value_name = "KEY=VALUE", value_parser = filter)]
     filter: Vec<String>,
     /// Show all events created since timestamp (e.g. "2013-01-02T13:23:37Z") or relative (e.g.
     /// "42m")

@@ -1,5 +1,6 @@
 //! The prune commands, with Docker's prompts and reports.
 
+use super::args::filter;
 use super::units::human_size;
 use super::{Stdout, format, print_error};
 use crate::engine::Engine;
@@ -17,7 +18,7 @@ pub(super) struct Prune {
     #[arg(short, long)]
     pub(super) force: bool,
     /// Only what matches: until (not for volumes) or label
-    #[arg(long, value_name = "KEY=VALUE")]
+    #[arg(long, value_name = "KEY=VALUE", value_parser = filter)]
     pub(super) filter: Vec<String>,
 }
 

@@ -1,6 +1,6 @@
 //! `cowl volume`: volumes, printed as Docker does.
 
-use super::args::label;
+use super::args::{filter, label};
 use super::container::args::Inspect;
 use super::container::inspect;
 use super::format::key_values;
@@ -68,7 +68,7 @@ pub(super) struct Ls {
     #[arg(short, long)]
     quiet: bool,
     /// Only volumes that match: dangling, driver, label or name
-    #[arg(short, long, value_name = "KEY=VALUE")]
+    #[arg(short, long, value_name = "KEY=VALUE", value_parser = filter)]
     filter: Vec<String>,
     /// Format output: table, json, or a Go template
     #[arg(long, value_name = "FORMAT")]

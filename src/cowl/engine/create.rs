@@ -5,7 +5,7 @@
 use super::container::config::{Config, Mount, MountSource, VERSION};
 use super::container::{Claim, Container, Guard};
 use super::docker::{ContainerConfig, HostConfig};
-use super::error::{Context, Error, Result};
+use super::error::{Context, Error, Kind, Result};
 use super::events::{self, Type};
 use super::image::Image;
 use super::mounts::{new_volume, specified, wanted};
@@ -73,7 +73,10 @@ impl Engine {
         let id = names::new_id()?;
         let mut request = request.clone();
         self.resolve_namespaces(&mut request.host)?;
-        limits::adapt(&mut request.host.resources);
+        let resources = &mut request.host.resources;
+        limits::adapt(resources);
+        // As Docker keeps "unlimited" at creation.
+        resources.pids_limit = resources.pids_limit.filter(|limit| *limit > 0);
         let (_, mut warnings) = limits::supported(&request.host.resources)?;
         let (_, discarded) = limits::device_weights(&request.host.resources)?;
         warnings.extend(discarded);
@@ -310,7 +313,15 @@ impl Engine {
             }
             None => (from, false),
         };
-        let mut mounts = self.containers.find(needle)?.config.mounts;
+        let found = self
+            .containers
+            .find(needle)
+            .map_err(|error| match error.kind() {
+                // Not found is what clients pull the image for.
+                Kind::NotFound => Error::invalid(error.to_string()),
+                _ => error,
+            });
+        let mut mounts = found?.config.mounts;
         mounts.retain(|mount| !matches!(mount.source, MountSource::Tmpfs { .. }));
         for mount in &mut mounts {
             mount.read_only |= read_only;

@@ -146,6 +146,30 @@ pub(super) fn of_program(runtime: &str, failed: &Failed) -> Error {
     Error::new(kind, text)
 }
 
+/// [`of_program`] for `exec`. The exit code is 126 where a start's is 125; a working directory that
+/// is missing, unlike a start's, is not created.
+pub(super) fn of_exec(failed: &Failed) -> Error {
+    const RUNTIME: &str = "OCI runtime exec failed: exec failed: ";
+    let Some(directory) = failed.what.strip_prefix("enter the working directory ") else {
+        let error = of_program(RUNTIME, failed);
+        return match error.kind() {
+            Kind::Failed => Error::new(Kind::CommandNotExecutable, error.to_string()),
+            _ => error,
+        };
+    };
+    let errno = Errno::from_raw_os_error(failed.errno);
+    let why = without_numbers(&errno.to_string()).to_lowercase();
+    let kind = match errno {
+        Errno::NOENT => Kind::CommandNotFound,
+        _ => Kind::CommandNotExecutable,
+    };
+    let text = format!(
+        "{RUNTIME}unable to start container process: \
+         chdir to cwd ({directory}) set in config.json failed: {why}"
+    );
+    Error::new(kind, text)
+}
+
 /// Prefixes an error with what was being done.
 pub trait Context<T> {
     /// `what: error`.

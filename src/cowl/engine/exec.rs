@@ -160,9 +160,7 @@ impl Engine {
 
 fn exec_error(error: ControlError) -> Error {
     match error {
-        ControlError::Failed(failed) => {
-            error::of_program("OCI runtime exec failed: exec failed: ", &failed)
-        }
+        ControlError::Failed(failed) => error::of_exec(&failed),
         other => other.into(),
     }
 }

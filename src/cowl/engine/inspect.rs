@@ -88,13 +88,16 @@ impl Engine {
 
     fn mount_point(&self, mount: &Mount) -> Value {
         match &mount.source {
-            MountSource::Volume { name, .. } => json!({
+            MountSource::Volume {
+                name, anonymous, ..
+            } => json!({
                 "Type": "volume",
                 "Name": name,
                 "Source": self.volumes.mountpoint(name),
                 "Destination": mount.destination,
                 "Driver": "local",
-                "Mode": mount.mode,
+                // Docker's default for named volumes, though it relabels nothing here.
+                "Mode": if mount.mode.is_empty() && !anonymous { "z" } else { &mount.mode },
                 "RW": !mount.read_only,
                 "Propagation": "",
             }),

@@ -70,7 +70,12 @@ impl Engine {
         let status = container.status()?;
         let restarts =
             matches!(status, Status::Restarting(_)) && container.is_awaiting_restart()?;
-        if restarts || matches!(status, Status::Running | Status::Paused) {
+        if status == Status::Paused {
+            return Err(Error::conflict(
+                "cannot start a paused container, try unpause instead",
+            ));
+        }
+        if restarts || status == Status::Running {
             return Ok(None);
         }
         if status.is_orphaned() {

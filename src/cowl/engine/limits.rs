@@ -263,7 +263,13 @@ fn limits(asked: &Resources) -> Result<Limits> {
         memory_swappiness: asked
             .memory_swappiness
             .and_then(|percent| u64::try_from(percent).ok()),
-        pids: asked.pids_limit.and_then(or_none),
+        // Docker's "unlimited" is every number below 1.
+        pids: asked.pids_limit.map(|most| {
+            u64::try_from(most)
+                .ok()
+                .filter(|most| *most > 0)
+                .unwrap_or(u64::MAX)
+        }),
         cpu_shares: limit(asked.cpu_shares),
         cpu_quota: quota,
         cpu_period: period,

@@ -124,7 +124,9 @@ fn merge(host: &mut HostConfig, request: &UpdateRequest) -> Result<()> {
     if new.blkio_weight != 0 {
         old.blkio_weight = new.blkio_weight;
     }
-    old.pids_limit = new.pids_limit.or(old.pids_limit);
+    // Docker keeps "unlimited" as 0.
+    let pids = new.pids_limit.map(|limit| limit.max(0));
+    old.pids_limit = pids.or(old.pids_limit);
     limits::adapt(old);
     limits::check(old, false)?;
     if !request.restart_policy.name.is_empty() {

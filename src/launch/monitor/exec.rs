@@ -182,8 +182,9 @@ impl Container {
             }
             (console, Some(stdio))
         };
-        let setup = ProgramSetup::new(&process, stdio, self.kept.host, self.kept.no_devices)
-            .map_err(|error| Failed {
+        let (host, no_devices) = (self.kept.host, self.kept.no_devices);
+        let setup =
+            ProgramSetup::new(&process, stdio, host, no_devices, true).map_err(|error| Failed {
                 what: error.to_string(),
                 errno: error.errno(),
                 exit_code: ENGINE_ERROR,

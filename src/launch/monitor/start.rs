@@ -231,7 +231,7 @@ fn prepare(
             if lacks(Role::Dev) || (process.terminal.is_some() && lacks(Role::Pts)) {
                 return Err(SetupError::NoDev);
             }
-            let program = ProgramSetup::new(process, stdio, host, no_devices)?;
+            let program = ProgramSetup::new(process, stdio, host, no_devices, false)?;
             Ok((root, program))
         })
         .map_err(|error| Failed {

@@ -31,6 +31,8 @@ pub(crate) struct ProgramSetup {
     pub(crate) named_groups: Vec<Vec<u8>>,
     pub(crate) set_groups: bool,
     pub(crate) cwd: InRoot,
+    /// Whether a missing working directory is created.
+    pub(crate) creates_cwd: bool,
     pub(crate) capabilities: CapabilitySet,
     pub(crate) dropped: Vec<CapabilitySet>,
     pub(crate) no_new_privileges: bool,
@@ -48,12 +50,14 @@ pub(crate) struct ProgramSetup {
 }
 
 impl ProgramSetup {
-    /// `no_devices`: it may not create device nodes.
+    /// `no_devices`: it may not create device nodes. `joins`: the container runs already, and its
+    /// working directory is not created if it is missing.
     pub(crate) fn new(
         process: &Process,
         stdio: Option<[OwnedFd; 3]>,
         host: Host,
         no_devices: bool,
+        joins: bool,
     ) -> Result<Self, SetupError> {
         let program = process.argv.first().ok_or(SetupError::NoProgram)?;
         if !process.cwd.is_empty() && !process.cwd.starts_with(b"/") {
@@ -71,6 +75,7 @@ impl ProgramSetup {
             named_groups: process.groups.clone(),
             set_groups: !host.groups_fixed,
             cwd: InRoot::new(&process.cwd).ok_or(SetupError::Nul("the working directory"))?,
+            creates_cwd: !joins,
             capabilities,
             dropped: (0..=CAPABILITIES)
                 .map(|number| CapabilitySet::from_bits_retain(1 << number))

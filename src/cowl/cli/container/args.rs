@@ -2,7 +2,7 @@
 
 pub(in crate::cli) use super::options::Options;
 use super::options::{UpdatableOptions, env_variable};
-use crate::cli::args::any_path;
+use crate::cli::args::{any_path, filter};
 use crate::cli::refused;
 use crate::engine::detach_keys::DetachKeys;
 use clap::Args;
@@ -46,7 +46,7 @@ pub(in crate::cli) struct Ps {
     #[arg(short, long)]
     pub(super) latest: bool,
     /// Filter output based on conditions provided
-    #[arg(short, long, value_name = "KEY=VALUE")]
+    #[arg(short, long, value_name = "KEY=VALUE", value_parser = filter)]
     pub(super) filter: Vec<String>,
     /// Format output: json, table, 'table TEMPLATE' or a Go template
     #[arg(long, value_name = "FORMAT")]

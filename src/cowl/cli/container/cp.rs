@@ -6,6 +6,7 @@ use crate::cli::{Stdout, print_note};
 use crate::engine::Engine;
 use crate::engine::archive::copy::CopyOptions;
 use crate::engine::error::{Error, Result};
+use std::io::IsTerminal as _;
 use std::path::Path;
 
 /// Standard input or output.
@@ -50,7 +51,7 @@ pub(in crate::cli) fn cp(engine: &Engine, args: &Cp, out: &mut Stdout) -> Result
             return Err(Error::invalid("must specify at least one container source"));
         }
     };
-    if !args.quiet {
+    if !args.quiet && std::io::stdout().is_terminal() {
         print_note(&format!(
             "Successfully copied {} to {to}",
             human_size(length)
