@@ -16,8 +16,7 @@
 //! ```
 //! An entry is written before the kernel is told of its id in an answer, says under the table's
 //! lock that the id is about to be closed, and is freed after that. So a node has at most one entry
-//! of another kind, and an id without an entry, whose registration a kill cut off, is in nobody's
-//! use.
+//! of another kind, and no open file has an id without an entry, whose registration a kill cut off.
 //!
 //! Lock: `table`, under which the journal's is taken; never held over a system call.
 

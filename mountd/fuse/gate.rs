@@ -2,8 +2,8 @@
 //!
 //! Invariant: when [`close`](ChangeGate::close) returns, no change is under way, and none begins as
 //! long as [`is_closed`](Closed::is_closed) says so. Reads never pass it. A thread that waits here
-//! serves nobody else, so the gate opens by itself before more than [`MOST_WAITING`] do; and
-//! whoever has waited through one closing passes before the next.
+//! serves no other request, so the gate opens by itself before more than [`MOST_WAITING`] do; and
+//! requests that waited through one closing pass before the next.
 //!
 //! Pages that the kernel writes back do not pass it either: clients were told long ago that they
 //! are written, and while a number of such requests waits, the kernel sends no READ.

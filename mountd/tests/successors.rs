@@ -303,7 +303,7 @@ fn files_open_in_passthrough_stay_open_when_the_worker_is_killed() {
     own.write_all(b" again").unwrap();
     assert_eq!(all(&mut own_again), b"own again");
     assert_eq!(all(&mut File::open(path("big")).unwrap()), big);
-    // A changed file has another id, and whoever has the image's open keeps that.
+    // A changed file has another id; a descriptor of the image's file keeps the old one.
     let mut writer = File::options().append(true).open(path("big")).unwrap();
     writer.write_all(b"changed").unwrap();
     let changed = [&big[..], b"changed"].concat();
@@ -360,7 +360,7 @@ fn mapping_written_after_the_worker_is_killed_shows_in_the_attributes() {
     assert!(mount.kill_worker());
     assert_eq!(fs::read(&path).unwrap()[0], b'X');
     mapping.end();
-    // Its backing id is closed with the worker that kept it: nobody can write any more.
+    // Its backing id is closed with the worker that kept it: no process can write any more.
     assert!(mount.kill_worker());
     let asked = || mount.count("GETATTR");
     let mut counts = [0; 3];

@@ -315,7 +315,8 @@ const CASES: &[Case] = &[
     },
 ];
 
-/// `FUSE_DEV_IOC_BACKING_OPEN` of include/uapi/linux/fuse.h: `_IOW(229, 1, struct fuse_backing_map)`.
+/// `FUSE_DEV_IOC_BACKING_OPEN` of include/uapi/linux/fuse.h:
+/// `_IOW(229, 1, struct fuse_backing_map)`.
 const BACKING_OPEN: &str = "0x4010e501";
 
 /// Opens in passthrough. By `ioctl` a file is registered with the kernel; those cases are seen when

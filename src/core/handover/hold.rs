@@ -77,7 +77,7 @@ impl Hold {
         self.io_mode
     }
 
-    /// Whether nothing has changed since [`begin`](Self::begin).
+    /// Whether changes by requests have waited since [`begin`](Self::begin).
     ///
     /// # Errors
     /// [`HandoverError::Closed`]: the worker was killed, or has ended the hold.

@@ -7,8 +7,8 @@
 //! functions  json join lower upper title split println print printf len index eq ne lt le gt ge not and or pad truncate
 //! ```
 //!
-//! Values are JSON, and have the types of Docker's Go programs where [`shapes`] says so. As in Docker,
-//! an object is rendered by its type first, and if that fails by its JSON. There a field is looked
+//! Values are JSON, and have the types of Docker's Go programs where [`shapes`] says so. As in
+//! Docker, an object is rendered by its type first, and if that fails by its JSON. There a field is looked
 //! up by its name, then without regard to case; a missing one is an error.
 //! Parsing and running are bounded by the length of the text and of the data.
 
